@@ -59,6 +59,7 @@ setup(
             "pyxdf>=1.16",
             "rosbags>=0.11",
             "ruff>=0.6",
+            "types-psutil",
         ],
     },
     entry_points={"console_scripts": ["pupil-bridge = bridge.cli:main"]},

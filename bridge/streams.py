@@ -58,9 +58,10 @@ class StreamDescriptor(msgspec.Struct, frozen=True):
     """One stream of a device, fixed for the life of the daemon.
 
     ``name`` is unique in the device. ``lsl_suffix`` is appended to the device's LSL prefix ("" for the prefix alone).
-    ``channels`` is empty for text streams. ``instant`` says which moment a device stamp means;
-    ``latency_ns`` is a known constant that is subtracted from it; ``in_order`` False marks sources whose stamps go
-    backwards, which are put in order within ``reorder_window_ns``.
+    ``channels`` is empty for text streams. ``instant`` says which moment a device stamp means; ``latency_ns`` is a known
+    constant that is subtracted from it. A device whose stamps go backwards has them put in order within
+    ``reorder_window_ns``; ``in_order`` False lets them leave as they come. ``arrivals_bound_clock`` is False where
+    samples are too old on arrival to say anything about the device's clock.
     """
 
     device: DeviceDescriptor
@@ -73,6 +74,8 @@ class StreamDescriptor(msgspec.Struct, frozen=True):
     instant: str = ""
     latency_ns: int = 0
     reorder_window_ns: int = 0
+    in_order: bool = True
+    arrivals_bound_clock: bool = True
     position: GazePosition | None = None
 
     @property

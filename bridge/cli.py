@@ -1,0 +1,145 @@
+"""The command ``pupil-bridge``. Everything heavy is imported by the command that needs it, so that ``--help`` is quick."""
+
+from __future__ import annotations
+
+import functools
+import importlib
+import json
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, ParamSpec
+
+import click
+
+from bridge import __version__
+from bridge.errors import BridgeError, ConfigError
+
+EXIT_CONFIG = 78  # EX_CONFIG of sysexits.h; systemd is told not to restart after it
+P = ParamSpec("P")
+
+
+def _errors_in_one_line(command: Callable[P, None]) -> Callable[P, None]:
+    @functools.wraps(command)
+    def wrapped(*args: P.args, **kwargs: P.kwargs) -> None:
+        try:
+            command(*args, **kwargs)
+        except ConfigError as error:
+            click.echo(f"pupil-bridge: {error}", err=True)
+            sys.exit(EXIT_CONFIG)
+        except BridgeError as error:
+            click.echo(f"pupil-bridge: {error}", err=True)
+            sys.exit(1)
+
+    return wrapped
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+@click.version_option(__version__, prog_name="pupil-bridge")
+def main() -> None:
+    """Pupil Labs eye trackers as honestly synchronised LSL streams and ROS 2 topics.
+
+    Try `pupil-bridge demo`: it needs no eye tracker.
+    """
+
+
+@main.command()
+@click.option("--config", "config_path", required=True, type=click.Path(path_type=Path), help="The TOML file to run.")
+@_errors_in_one_line
+def run(config_path: Path) -> None:
+    """Run the bridge until it is stopped (Ctrl-C or SIGTERM)."""
+    from bridge import config, daemon
+    from bridge.service import logs
+
+    tree = config.load(config_path)
+    logs.set_up(tree.logging.level, tree.logging.format)
+
+    async def serve() -> None:
+        await daemon.Daemon(tree).run(daemon.stop_signal)
+
+    daemon.run_loop(serve())
+
+
+@main.command("check-config")
+@click.argument("file", type=click.Path(path_type=Path))
+@_errors_in_one_line
+def check_config(file: Path) -> None:
+    """Say whether FILE is a good configuration, and name everything that is wrong with it."""
+    from bridge import config
+
+    tree = config.load(file)
+    click.echo(f"{file}: good: {len(tree.sources)} sources, {len(tree.sinks)} sinks")
+
+
+@main.command()
+@click.option("--json", "as_json", is_flag=True, help="The whole status as JSON.")
+@click.option("--socket", "socket_path", type=click.Path(path_type=Path), help="The daemon's control socket.")
+@_errors_in_one_line
+def status(as_json: bool, socket_path: Path | None) -> None:
+    """Show what a running daemon knows: devices, streams, rates, clocks, drops."""
+    from bridge.service import control_socket
+
+    tree = control_socket.ask(socket_path or control_socket.default_socket_path(), "status")
+    if as_json:
+        click.echo(json.dumps(tree, indent=2))
+        return
+    from rich.console import Console
+
+    from bridge.service import table
+
+    Console().print(table.status_table(tree))
+
+
+@main.command()
+@click.option("--interface", help="IPv4 address of the interface to listen on (default: the first that is not loopback).")
+@click.option("--seconds", default=5.0, show_default=True, type=click.FloatRange(0.1), help="How long to listen.")
+@click.option("--core", "core_address", default="127.0.0.1:50020", show_default=True, help="Pupil Remote to ask as well.")
+@click.option("--json", "as_json", is_flag=True, help="As JSON.")
+@_errors_in_one_line
+def discover(interface: str | None, seconds: float, core_address: str, as_json: bool) -> None:
+    """List the eye trackers that can be heard now, and their sensors."""
+    from bridge import daemon
+    from bridge.service import logs
+    from bridge.sources import discovery
+
+    logs.set_up("warning", "text")
+
+    async def listen() -> None:
+        found = await discovery.discover(interface, core_address, seconds)
+        click.echo(json.dumps(found, indent=2) if as_json else discovery.as_text(found))
+
+    daemon.run_loop(listen())
+
+
+@main.command()
+@click.option("--duration", default=0.0, metavar="S", help="End after this many seconds (default: at Ctrl-C).")
+@click.option("--report", type=click.Path(path_type=Path), help="Write the final numbers to this JSON file.")
+@click.option("--no-ros", is_flag=True, help="LSL only.")
+@click.option("--truth", "truth_dir", type=click.Path(path_type=Path), help="Directory for the simulators' true times.")
+@_errors_in_one_line
+def demo(duration: float, report: Path | None, no_ros: bool, truth_dir: Path | None) -> None:
+    """Run the bridge on a simulated Companion device and a simulated Pupil Core, all on this machine."""
+    from bridge import demo as demo_module
+
+    demo_module.run(duration_s=duration, report=report, ros=not no_ros, truth_dir=truth_dir)
+
+
+class _Simulators(click.Group):
+    """Imports a simulator when its name is used."""
+
+    NAMES = ("companion", "core")
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(self.NAMES)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        if cmd_name not in self.NAMES:
+            return None
+        module: Any = importlib.import_module(f"bridge.simulators.{cmd_name}")
+        command: click.Command = module.command
+        return command
+
+
+@main.group(cls=_Simulators)
+def simulate() -> None:
+    """Be an eye tracker that speaks the real protocol, for tests and for trying things out."""

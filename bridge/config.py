@@ -1,0 +1,216 @@
+"""The configuration: one TOML file -> a frozen, typed tree, or one ConfigError that names every fault at once.
+
+``config/bridge.toml`` shows every key with its meaning. The models below are what the rest of the bridge sees. Build
+them with ``load`` or ``parse``: these also check what no single table can know (names that clash, and so on).
+"""
+
+from __future__ import annotations
+
+import tomllib
+from fnmatch import fnmatchcase
+from ipaddress import IPv4Address
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+
+from bridge import config_checks as checks
+from bridge.config_faults import faults_of, report
+from bridge.errors import ConfigError
+
+
+def load(path: Path) -> Config:
+    """The configuration in the file ``path``. Raises ConfigError, also when it cannot be read."""
+    try:
+        # Windows editors begin a file with a byte order mark.
+        text = path.read_bytes().decode("utf-8-sig")
+    except OSError as error:
+        raise ConfigError(f"{path}: cannot be read: {error.strerror or error}") from error
+    except UnicodeDecodeError as error:
+        line = error.object[: error.start].count(b"\n") + 1
+        raise ConfigError(f"{path}: is not UTF-8 text (line {line})") from error
+    except ValueError as error:  # a path with a zero byte
+        raise ConfigError(f"{str(path)!r}: cannot be read: {error}") from error
+    return parse(text, str(path))
+
+
+def parse(text: str, origin: str) -> Config:
+    """The configuration in ``text``, which errors call ``origin``. Raises ConfigError with all faults, one a line."""
+    try:
+        tree = tomllib.loads(text)
+    except ValueError as error:
+        raise ConfigError(f"{origin}: is not valid TOML: {error}") from error
+    except RecursionError as error:
+        raise ConfigError(f"{origin}: is nested too deeply") from error
+    # Before all others, as pydantic must not see such numbers.
+    if faults := list(checks.oversized(tree)):
+        raise ConfigError(report(text, origin, faults))
+    faults = list(checks.together(tree))
+    try:
+        config = Config.model_validate(tree)
+    except ValidationError as error:
+        raise ConfigError(report(text, origin, [*faults_of(error, Config), *faults])) from error
+    if faults:
+        raise ConfigError(report(text, origin, faults))
+    return config
+
+
+def _ns(value: float, unit_ns: int) -> int:
+    return round(value * unit_ns)
+
+
+DeviceName = Annotated[str, AfterValidator(checks.device_name)]
+LslPrefix = Annotated[str, AfterValidator(checks.lsl_prefix)]
+RateHz = Annotated[Annotated[float, Field(gt=0, le=100_000)] | None, BeforeValidator(checks.zero_is_unknown)]
+LatencyMs = Annotated[float, Field(ge=-1000, le=1000)]
+PingInterval = Annotated[float, Field(ge=0.1, le=60)]
+CoreTopic = Literal["gaze", "pupil"]
+
+
+class _Table(BaseModel):
+    # TOML has types of its own: nothing is converted behind the user's back ("5" is no 5, true is no 1).
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
+
+
+class StreamConfig(_Table):
+    """What is known of a stream beforehand. ``latency_ns`` is subtracted from its stamps; a rate of None is not known."""
+
+    expected_rate_hz: RateHz = None
+    latency_ms: LatencyMs = 0.0
+
+    @property
+    def latency_ns(self) -> int:
+        return _ns(self.latency_ms, 1_000_000)
+
+
+class _Device(_Table):
+    """Its ``name`` in ROS, files and status; ``lsl_prefix`` in LSL is ``pupil_labs_<name>`` where it is not set."""
+
+    name: DeviceName
+    lsl_prefix: LslPrefix = ""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _fill_prefix(cls, table: object) -> object:
+        if not isinstance(table, dict) or "lsl_prefix" in table:
+            return table
+        name = table.get("name", cls.model_fields["name"].default)
+        # A name that is not valid is a fault of its own; the prefix must not be named beside it.
+        return {
+            **table,
+            "lsl_prefix": f"pupil_labs_{name if isinstance(name, str) and checks.NAME.fullmatch(name) else 'x'}",
+        }
+
+
+class NdsiDevice(_Device):
+    """One Companion device that is expected: known by the name that it gives itself."""
+
+    match: Annotated[str, Field(min_length=1, max_length=200)] = checks.DEFAULT_MATCH
+    gaze: StreamConfig = StreamConfig()
+    event: StreamConfig = StreamConfig()
+
+    def matches(self, own_name: str) -> bool:
+        """Whether the device that calls itself ``own_name`` is this one. Upper and lower case differ."""
+        return fnmatchcase(own_name, self.match)
+
+
+class NdsiSource(_Table):
+    """Companion devices on one network. ``interface`` None is the first that is not loopback."""
+
+    type: Literal["ndsi"]
+    interface: Annotated[IPv4Address | None, BeforeValidator(checks.interface)] = None
+    beacon_port: Annotated[int, Field(ge=1, le=65535)] = checks.DEFAULT_BEACON_PORT
+    devices: Annotated[tuple[NdsiDevice, ...], Field(strict=False)] = Field(default=(), alias="device")
+
+
+class PupilCoreSource(_Device):
+    """One Pupil Capture or Pupil Service; ``pupil`` rates are per eye and method."""
+
+    type: Literal["pupil_core"]
+    address: Annotated[str, AfterValidator(checks.address)] = checks.DEFAULT_CORE_ADDRESS
+    name: DeviceName = checks.DEFAULT_CORE_NAME
+    scene_size: Annotated[tuple[int, int], BeforeValidator(checks.scene_size)] = (1280, 720)
+    topics: Annotated[tuple[CoreTopic, ...], Field(strict=False, min_length=1), AfterValidator(checks.distinct)] = (
+        "gaze",
+        "pupil",
+    )
+    reorder_window_ms: Annotated[float, Field(ge=0, le=10_000)] = 300.0
+    gaze: StreamConfig = StreamConfig()
+    pupil: StreamConfig = StreamConfig()
+
+    @property
+    def host(self) -> str:
+        return checks.host_and_port(self.address)[0]
+
+    @property
+    def port(self) -> int:
+        return checks.host_and_port(self.address)[1]
+
+    @property
+    def reorder_window_ns(self) -> int:
+        return _ns(self.reorder_window_ms, 1_000_000)
+
+
+class LslSink(_Table):
+    """Outlets of the Lab Streaming Layer; ``max_buffered_s`` is what liblsl keeps for a slow reader."""
+
+    type: Literal["lsl"]
+    max_buffered_s: Annotated[int, Field(ge=1, le=86_400)] = 360
+
+
+class Ros2Sink(_Table):
+    """Topics of ROS 2 under ``<namespace>/<device name>/``; ``queue_size`` in messages."""
+
+    type: Literal["ros2"]
+    namespace: Annotated[str, AfterValidator(checks.ros_namespace)] = "pupil_bridge"
+    node_name: Annotated[str, AfterValidator(checks.ros_node_name)] = "pupil_bridge"
+    queue_size: Annotated[int, Field(ge=10, le=100_000)] = 1000
+
+
+class ClockConfig(_Table):
+    """How clocks are measured, and what becomes of samples before one is locked."""
+
+    hold_s: Annotated[float, Field(ge=0, le=60)] = 5.0
+    unlocked: Literal["hold", "drop"] = "hold"
+    ping_interval_s: PingInterval = 1.0
+    recording_ping_interval_s: PingInterval = 10.0
+
+    @property
+    def hold_ns(self) -> int:
+        return _ns(self.hold_s, 1_000_000_000)
+
+    @property
+    def ping_interval_ns(self) -> int:
+        return _ns(self.ping_interval_s, 1_000_000_000)
+
+    @property
+    def recording_ping_interval_ns(self) -> int:
+        return _ns(self.recording_ping_interval_s, 1_000_000_000)
+
+
+class LoggingConfig(_Table):
+    """What is logged, and how it is written."""
+
+    level: Annotated[Literal["debug", "info", "warning", "error"], BeforeValidator(checks.lower)] = "info"
+    format: Literal["text", "json"] = "text"
+
+
+class ServiceConfig(_Table):
+    """Where the daemon keeps its files; None is the default place, which the daemon chooses."""
+
+    socket: Annotated[Path | None, BeforeValidator(checks.path), AfterValidator(checks.socket_path)] = None
+    state_dir: Annotated[Path | None, BeforeValidator(checks.path)] = None
+
+
+Source = Annotated[NdsiSource | PupilCoreSource, Field(discriminator="type")]
+Sink = Annotated[LslSink | Ros2Sink, Field(discriminator="type")]
+
+
+class Config(_Table):
+    """The whole file."""
+
+    sources: Annotated[tuple[Source, ...], Field(strict=False, min_length=1)] = Field(alias="source")
+    sinks: Annotated[tuple[Sink, ...], Field(strict=False, min_length=1)] = Field(alias="sink")
+    clock: ClockConfig = ClockConfig()
+    logging: LoggingConfig = LoggingConfig()
+    service: ServiceConfig = ServiceConfig()

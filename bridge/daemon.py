@@ -1,0 +1,136 @@
+"""The daemon: opens the sinks, runs the sources, and stops both in the right order."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import signal
+import sys
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+
+from bridge.clock import ClockSettings
+from bridge.config import Config, LslSink, NdsiSource
+from bridge.control import Control
+from bridge.errors import ConfigError
+from bridge.names import DeviceNames, default_state_dir
+from bridge.pipeline import Pipeline, Sink
+from bridge.service import control_socket
+from bridge.sources import Source
+from bridge.supervisor import supervise
+
+log = logging.getLogger(__name__)
+
+TICK_S = 1.0
+NO_RCLPY = "ROS 2: rclpy is not installed, nothing is published there (pip install 'pupil-bridge[ros]', or source a ROS)"
+
+
+def open_sinks(config: Config) -> list[Sink]:
+    """The sinks of the configuration. One whose library is missing is said in one line and left out.
+
+    Raises ConfigError when none is left.
+    """
+    sinks: list[Sink] = []
+    for sink in config.sinks:
+        if isinstance(sink, LslSink):
+            from bridge.sinks import lsl
+
+            sinks.append(lsl.LslSink(sink.max_buffered_s))
+        else:
+            try:
+                from bridge.sinks import ros2
+            except ImportError as error:
+                if error.name is not None and error.name.startswith("bridge"):
+                    raise
+                log.warning(NO_RCLPY)
+                continue
+            sinks.append(ros2.Ros2Sink(sink.namespace, sink.node_name, sink.queue_size))
+    if not sinks:
+        raise ConfigError("no sink can be opened: install what it needs, or configure another one")
+    return sinks
+
+
+def make_sources(config: Config) -> list[Source]:
+    """The sources of the configuration, not yet running."""
+    names = DeviceNames(config.service.state_dir or default_state_dir())
+    sources: list[Source] = []
+    for source in config.sources:
+        if isinstance(source, NdsiSource):
+            from bridge.sources import ndsi
+
+            sources.append(ndsi.NdsiDeviceSource(source, config.clock, names))
+        else:
+            from bridge.sources import pupil_core
+
+            sources.append(pupil_core.PupilCoreDeviceSource(source, config.clock))
+    return sources
+
+
+class Daemon:
+    """One run of the bridge. ``control`` answers for as long as it lasts, and once more after it."""
+
+    def __init__(self, config: Config) -> None:
+        """Opens the sinks, with the outlets of every configured device. Raises ConfigError."""
+        self._config = config
+        clock = config.clock
+        self.pipeline = Pipeline(
+            open_sinks(config),
+            hold_ns=clock.hold_ns if clock.unlocked == "hold" else 0,
+            clock_settings=ClockSettings(ping_interval_ns=clock.ping_interval_ns),
+        )
+        self._sources = make_sources(config)
+        for source in self._sources:
+            source.open(self.pipeline)
+        self.control = Control(self.pipeline, self._sources)
+
+    @property
+    def socket_path(self) -> Path:
+        return self._config.service.socket or control_socket.default_socket_path()
+
+    async def run(self, until: Callable[[], Awaitable[object]]) -> None:
+        """Runs until ``until()`` returns, then stops the sources, lets what waits leave, and closes the sinks."""
+        try:
+            async with control_socket.serve(self.socket_path, self.control):
+                log.info(
+                    "running: %d sources, sinks %s, control socket %s",
+                    len(self._sources),
+                    ", ".join(self.control.sink_names),
+                    self.socket_path,
+                )
+                tasks: list[asyncio.Task[None]] = []
+                async with asyncio.TaskGroup() as group:
+                    tasks += [group.create_task(supervise(source), name=source.name) for source in self._sources]
+                    tasks.append(group.create_task(self._tick(), name="tick"))
+                    await until()
+                    for task in tasks:
+                        task.cancel()
+        finally:
+            self.pipeline.close()
+            log.info("stopped")
+
+    async def _tick(self) -> None:
+        while True:
+            await asyncio.sleep(TICK_S)
+            self.pipeline.tick()
+
+
+async def stop_signal() -> None:
+    """Returns at the first SIGINT or SIGTERM."""
+    loop, stopped = asyncio.get_running_loop(), asyncio.Event()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        try:
+            loop.add_signal_handler(number, stopped.set)
+        except NotImplementedError:  # Windows: a handler that only wakes the loop
+            signal.signal(number, lambda *_: loop.call_soon_threadsafe(stopped.set))
+    await stopped.wait()
+
+
+def run_loop(main: Awaitable[None]) -> None:
+    """asyncio.run, on a loop that can watch ZeroMQ's descriptors on every system."""
+
+    async def run() -> None:
+        await main
+
+    factory = asyncio.SelectorEventLoop if sys.platform == "win32" else None
+    with asyncio.Runner(loop_factory=factory) as runner:
+        runner.run(run())

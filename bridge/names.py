@@ -1,0 +1,92 @@
+"""The names of discovered devices, kept over restarts, so that an LSL stream or a ROS topic is always the same device's.
+
+A name is taken from what the device calls itself, at first sight. It never depends on how many devices are there.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import re
+import sys
+import unicodedata
+from collections.abc import Callable
+from pathlib import Path
+
+log = logging.getLogger(__name__)
+
+KEPT_IDS = 64  # sensor ids remembered for each name: apps that make new ones at each start must not fill the disk
+
+
+def default_state_dir() -> Path:
+    """Where state lives: systemd's choice, /var/lib for root, else the user's state directory."""
+    if directory := os.environ.get("STATE_DIRECTORY"):
+        return Path(directory.split(":")[0])
+    if sys.platform.startswith("linux") and os.geteuid() == 0:
+        return Path("/var/lib/pupil-bridge")
+    if directory := os.environ.get("XDG_STATE_HOME"):
+        return Path(directory) / "pupil-bridge"
+    return Path.home() / ".local" / "state" / "pupil-bridge"
+
+
+def slug(own_name: str) -> str:
+    """A name fit for ROS topics, LSL and files: ``[a-z][a-z0-9_]*``, at most 32 characters."""
+    ascii_name = unicodedata.normalize("NFKD", own_name).encode("ascii", "ignore").decode().lower()
+    cleaned = re.sub(r"[^a-z0-9]+", "_", ascii_name).strip("_")[:32].rstrip("_")
+    if not cleaned:
+        return "device"
+    return cleaned if cleaned[0].isalpha() else f"device_{cleaned}"[:32].rstrip("_")
+
+
+class DeviceNames:
+    """Remembers which ids (sensor UUIDs) and which own names belong to which bridge name."""
+
+    def __init__(self, state_dir: Path) -> None:
+        self._path = state_dir / "names.json"
+        self._ids: dict[str, list[str]] = {}  # bridge name -> ids, newest last
+        self._own_names: dict[str, str] = {}  # bridge name -> what the device calls itself
+        try:
+            tree = json.loads(self._path.read_text(encoding="utf-8"))
+            self._own_names = {str(k): str(v) for k, v in tree["own_names"].items()}
+            self._ids = {str(k): [str(i) for i in v] for k, v in tree["ids"].items()}
+        except FileNotFoundError:
+            pass
+        except (OSError, ValueError, KeyError, AttributeError, TypeError) as error:
+            log.warning("the names of devices in %s cannot be read and begin anew: %s", self._path, error)
+
+    def known(self, device_id: str) -> str | None:
+        """The name that a device with this id was given."""
+        return next((name for name, ids in self._ids.items() if device_id in ids), None)
+
+    def choose(self, own_name: str, in_use: Callable[[str], bool]) -> str:
+        """The name for a device that calls itself ``own_name`` and whose id is not known.
+
+        The one that a device of that own name had, unless that one is there now; else a new one.
+        """
+        for name, known_own_name in self._own_names.items():
+            if known_own_name == own_name and not in_use(name):
+                return name
+        base = slug(own_name)
+        name, count = base, 1
+        while name in self._own_names or in_use(name):
+            count += 1
+            name = f"{base}_{count}"
+        return name
+
+    def remember(self, name: str, own_name: str, device_id: str) -> None:
+        """Keeps the choice. A disk that cannot be written is a warning: this run knows the name all the same."""
+        ids = self._ids.setdefault(name, [])
+        if device_id in ids and self._own_names.get(name) == own_name:
+            return
+        self._own_names[name] = own_name
+        if device_id not in ids:
+            ids.append(device_id)
+            del ids[:-KEPT_IDS]
+        try:
+            self._path.parent.mkdir(parents=True, exist_ok=True)
+            partial = self._path.with_suffix(".partial")
+            partial.write_text(json.dumps({"own_names": self._own_names, "ids": self._ids}, indent=1), encoding="utf-8")
+            partial.replace(self._path)
+        except OSError as error:
+            log.warning("the names of devices cannot be kept in %s: %s", self._path, error)

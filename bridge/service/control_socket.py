@@ -1,0 +1,120 @@
+"""The daemon's Unix socket: one JSON request a line, one JSON answer a line. Readable by the daemon's user alone."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import logging
+import os
+import socket
+import sys
+import tempfile
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+from bridge.control import Control
+from bridge.errors import BridgeError
+
+log = logging.getLogger(__name__)
+
+MAX_REQUEST_BYTES = 4096
+PATIENCE_S = 5.0
+
+
+def default_socket_path() -> Path:
+    """systemd's runtime directory, /run for root, the user's runtime directory, or a directory of the user's in /tmp."""
+    if directory := os.environ.get("RUNTIME_DIRECTORY"):
+        return Path(directory.split(":")[0]) / "control.sock"
+    if sys.platform.startswith("linux") and os.geteuid() == 0:
+        return Path("/run/pupil-bridge/control.sock")
+    if directory := os.environ.get("XDG_RUNTIME_DIR"):
+        return Path(directory) / "pupil-bridge" / "control.sock"
+    return Path(tempfile.gettempdir()) / f"pupil-bridge-{os.environ.get('USER', 'user')}" / "control.sock"
+
+
+@contextlib.asynccontextmanager
+async def serve(path: Path, control: Control) -> AsyncIterator[None]:
+    """Serves requests for as long as the context lasts. Raises BridgeError when another daemon has the socket."""
+    if not hasattr(asyncio, "start_unix_server"):
+        log.warning("this system has no Unix sockets: `pupil-bridge status` cannot reach this daemon")
+        yield
+        return
+    connections: set[asyncio.Task[None]] = set()
+
+    async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        task = asyncio.current_task()
+        assert task is not None
+        connections.add(task)
+        try:
+            async with asyncio.timeout(PATIENCE_S):
+                line = await reader.readline()
+                writer.write(json.dumps(_answer(line, control)).encode() + b"\n")
+                await writer.drain()
+        except (TimeoutError, ConnectionError, ValueError, asyncio.CancelledError):
+            pass  # a client that goes, dawdles or sends a line without end has no answer to come
+        finally:
+            writer.close()
+            connections.discard(task)
+
+    try:
+        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        if path.exists():
+            if _somebody_listens(path):
+                raise BridgeError(f"another pupil-bridge is running: it has the control socket {path}")
+            path.unlink()
+        server = await asyncio.start_unix_server(answer, path, limit=MAX_REQUEST_BYTES)
+        path.chmod(0o600)
+    except OSError as error:
+        raise BridgeError(f"the control socket {path} cannot be made: {error.strerror or error}") from error
+    try:
+        yield
+    finally:
+        server.close()
+        for task in list(connections):
+            task.cancel()
+        await asyncio.gather(*connections, return_exceptions=True)
+        path.unlink(missing_ok=True)
+
+
+def _somebody_listens(path: Path) -> bool:
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
+        probe.settimeout(1.0)
+        try:
+            probe.connect(str(path))
+        except OSError:
+            return False
+    return True
+
+
+def _answer(line: bytes, control: Control) -> dict[str, Any]:
+    try:
+        request = json.loads(line)
+        command = request["command"]
+    except (ValueError, KeyError, TypeError, RecursionError):
+        return {"error": 'a request is one line such as {"command": "status"}'}
+    if command == "status":
+        return {"result": control.status()}
+    return {"error": f"unknown command {command!r}"}
+
+
+def ask(path: Path, command: str) -> dict[str, Any]:
+    """A client's request to the daemon at ``path``. Raises BridgeError with a sentence for the user."""
+    try:
+        with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as connection:
+            connection.settimeout(PATIENCE_S)
+            connection.connect(str(path))
+            connection.sendall(json.dumps({"command": command}).encode() + b"\n")
+            with connection.makefile("rb") as lines:
+                line = lines.readline()
+    except OSError as error:
+        raise BridgeError(f"no pupil-bridge answers at {path}: {error.strerror or error}") from error
+    try:
+        reply = json.loads(line)
+    except ValueError as error:
+        raise BridgeError(f"what answers at {path} is no pupil-bridge") from error
+    if "error" in reply:
+        raise BridgeError(str(reply["error"]))
+    result: dict[str, Any] = reply["result"]
+    return result

@@ -1,0 +1,106 @@
+"""The parts of a simulated sensor: its controls, its samples' instants, and the gaze that it makes up."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from random import Random
+from typing import Any
+
+import zmq
+
+from bridge.simulators.companion_clock import Grid
+from bridge.simulators.companion_wire import Attach, as_float32
+
+SCENE_PX = (1088, 1080)
+
+
+@dataclass(slots=True)
+class Control:
+    """A sensor's setting; its value's type is that of its default, with which it begins."""
+
+    caption: str
+    default: bool | str
+    value: bool | str = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.value = self.default
+
+    def describe(self) -> dict[str, Any]:
+        """All that an update may say, as the answer to refresh_controls."""
+        return {
+            "value": self.value,
+            "dtype": "bool" if isinstance(self.default, bool) else "string",
+            "min": None,
+            "max": None,
+            "res": None,
+            "def": self.default,
+            "caption": self.caption,
+            "readonly": False,
+            "map": None,
+        }
+
+
+class SimulatedSensor:
+    """One sensor with its sockets' endpoints, its controls and the counter of its notifications."""
+
+    def __init__(self, attach: Attach, data: zmq.Socket[bytes] | None, controls: dict[str, Control]) -> None:
+        self.attach = attach
+        self.uuid = attach.sensor_uuid
+        self.key = attach.sensor_uuid.encode()
+        self.data = data
+        self.controls = controls
+        self._notified = 0
+
+    @property
+    def streaming(self) -> bool:
+        return "streaming" in self.controls and self.controls["streaming"].value is True
+
+    def next_notification(self) -> int:
+        """A u32 that counts this sensor's notifications from 0."""
+        self._notified += 1
+        return self._notified - 1
+
+
+class Producer:
+    """Makes a sensor's samples on its grid while the sensor streams."""
+
+    def __init__(self, sensor: SimulatedSensor, grid: Grid, publish: Callable[[int, int], None]) -> None:
+        self._sensor = sensor
+        self._grid = grid
+        self._publish = publish
+        self._sequence = 0
+        self.next_ns: int | None = None
+
+    def follow(self, now_ns: int) -> None:
+        """Start with the first instant from ``now_ns`` on, or stop, as the sensor's control says."""
+        if not self._sensor.streaming:
+            self.next_ns = None
+        elif self.next_ns is None:
+            self._sequence = max(self._sequence, self._grid.first_from(now_ns))
+            self.next_ns = self._grid.instant_ns(self._sequence)
+
+    def publish_next(self) -> None:
+        """Publish the sample of ``next_ns``."""
+        assert self.next_ns is not None
+        sequence, instant_ns = self._sequence, self.next_ns
+        self._sequence += 1
+        self.next_ns = self._grid.instant_ns(self._sequence)
+        self._publish(sequence, instant_ns)
+
+
+class Scanpath:
+    """A smooth gaze path inside the scene image: sums of slow sines, different for each seed."""
+
+    def __init__(self, random: Random) -> None:
+        self._phases = [random.uniform(0, math.tau) for _ in range(4)]
+
+    def at(self, time_s: float) -> tuple[float, float]:
+        """The position in pixels, at least 40 from every edge, as float32 values."""
+        slow_x, fast_x, slow_y, fast_y = self._phases
+        width, height = SCENE_PX
+        turns = math.tau * time_s
+        x = width / 2 + 400 * math.sin(0.31 * turns + slow_x) + 90 * math.sin(1.9 * turns + fast_x)
+        y = height / 2 + 400 * math.sin(0.23 * turns + slow_y) + 90 * math.sin(1.3 * turns + fast_y)
+        return as_float32(x, y)

@@ -1,0 +1,169 @@
+"""LSL outlets: irregular, stamped by the mapped device time, alive for as long as the daemon is.
+
+Source: protocols and measurements in docs/architecture.md. The streams' names, types and channel orders are what labs
+already record; identity never changes, so that a recorder finds a stream again after a restart.
+"""
+
+from __future__ import annotations
+
+import math
+import sys
+from collections import Counter
+
+import pylsl
+
+from bridge import __version__
+from bridge.clock import Mapped
+from bridge.clock.host import sandwich
+from bridge.pipeline import ClockStatus
+from bridge.streams import DeviceDescriptor, Sample, StreamDescriptor
+
+NAN = math.nan
+SYNC_CHANNELS = (
+    ("device_time", "s"),
+    ("offset", "s"),
+    ("bound", "s"),
+    ("precision", "s"),
+    ("rtt_min", "s"),
+    ("rtt_median", "s"),
+    ("drift", "ppm"),
+    ("age", "s"),
+    ("slew", "s"),
+    ("state", "none"),
+    ("epoch", "none"),
+    ("pings_ok", "none"),
+    ("samples_dropped", "none"),
+)
+
+
+class LslOutput:
+    """One outlet for one stream of samples."""
+
+    def __init__(self, outlet: pylsl.StreamOutlet, text: bool, host_to_lsl_ns: int) -> None:
+        self.samples_out = 0
+        self.dropped: Counter[str] = Counter()
+        self._outlet = outlet
+        self._push = outlet.push_sample
+        self._text = text
+        self._host_to_lsl_ns = host_to_lsl_ns
+
+    def push(self, sample: Sample, mapped: Mapped, host_ns: int) -> None:
+        stamp_s = (host_ns + self._host_to_lsl_ns) * 1e-9
+        if self._text:
+            self._push((sample.payload,), stamp_s)
+        else:
+            self._push((*sample.payload, sample.device_ns * 1e-9), stamp_s)
+        self.samples_out += 1
+
+    def close(self) -> None:
+        del self._outlet, self._push
+
+
+class LslSink:
+    """All outlets of the daemon."""
+
+    name = "lsl"
+
+    def __init__(self, max_buffered_s: int = 360) -> None:
+        self._max_buffered_s = max_buffered_s
+        self._outputs: list[LslOutput] = []
+        self._sync: dict[str, pylsl.StreamOutlet] = {}
+        # On Linux local_clock() is CLOCK_MONOTONIC, host time itself; elsewhere its offset is a constant.
+        self._host_to_lsl_ns = 0
+        if not sys.platform.startswith("linux"):
+            self._host_to_lsl_ns, _ = sandwich(lambda: round(pylsl.local_clock() * 1e9))
+
+    def open_device(self, device: DeviceDescriptor) -> None:
+        info = pylsl.StreamInfo(
+            f"{device.lsl_prefix}_Sync", "TimeSync", len(SYNC_CHANNELS), 0.0, "double64", f"{device.name}_Sync"
+        )
+        channels = info.desc().append_child("channels")
+        for label, unit in SYNC_CHANNELS:
+            channel = channels.append_child("channel")
+            channel.append_child_value("label", label)
+            channel.append_child_value("unit", unit)
+        _describe_device(info, device)
+        self._sync[device.name] = pylsl.StreamOutlet(info, 0, self._max_buffered_s)
+
+    def open_stream(self, stream: StreamDescriptor) -> LslOutput:
+        text = not stream.channels
+        info = pylsl.StreamInfo(
+            stream.lsl_name,
+            stream.lsl_type,
+            1 if text else len(stream.channels) + 1,
+            0.0,
+            "string" if text else "double64",
+            stream.source_id,
+        )
+        _describe_stream(info, stream)
+        output = LslOutput(pylsl.StreamOutlet(info, 0, self._max_buffered_s), text, self._host_to_lsl_ns)
+        self._outputs.append(output)
+        return output
+
+    def clock_status(self, device: DeviceDescriptor, status: ClockStatus) -> None:
+        row = (
+            _seconds(status.device_ns),
+            _seconds(status.offset_ns),
+            _seconds(status.bound_ns),
+            _seconds(status.precision_ns),
+            _seconds(status.rtt_min_ns),
+            _seconds(status.rtt_median_ns),
+            status.drift_ppm,
+            _seconds(status.age_ns),
+            _seconds(status.slew_ns),
+            float(status.state),
+            float(status.epoch),
+            float(status.pings_accepted),
+            float(status.samples_dropped),
+        )
+        self._sync[device.name].push_sample(row, (status.host_ns + self._host_to_lsl_ns) * 1e-9)
+
+    def close(self) -> None:
+        """Destroys all outlets, about 25 ms each."""
+        for output in self._outputs:
+            output.close()
+        self._outputs.clear()
+        self._sync.clear()
+
+
+def _seconds(value_ns: int | None) -> float:
+    return NAN if value_ns is None else value_ns * 1e-9
+
+
+def _describe_device(info: pylsl.StreamInfo, device: DeviceDescriptor) -> None:
+    acquisition = info.desc().append_child("acquisition")
+    acquisition.append_child_value("manufacturer", device.manufacturer)
+    acquisition.append_child_value("model", device.model)
+    acquisition.append_child_value("device_id", device.name)
+    acquisition.append_child_value("transport", device.transport)
+    acquisition.append_child_value("bridge", f"pupil-bridge {__version__}")
+
+
+def _describe_stream(info: pylsl.StreamInfo, stream: StreamDescriptor) -> None:
+    """Metadata by the XDF gaze specification, and what a stamp of this stream means."""
+    channels = info.desc().append_child("channels")
+    for label, unit, kind, eye, system in [
+        *((c.label, c.unit, c.type, c.eye, c.coordinate_system) for c in stream.channels),
+        ("device_time", "seconds", "DeviceTime", "both", "") if stream.channels else ("marker", "", "Marker", "", ""),
+    ]:
+        channel = channels.append_child("channel")
+        channel.append_child_value("label", label)
+        channel.append_child_value("unit", unit)
+        channel.append_child_value("type", kind)
+        channel.append_child_value("metatype", kind)  # the name that lsl-relay wrote
+        if eye:
+            channel.append_child_value("eye", eye)
+        if system:
+            channel.append_child_value("coordinate_system", system)
+    _describe_device(info, stream.device)
+    acquisition = info.desc().child("acquisition")
+    if stream.expected_rate_hz is not None:
+        acquisition.append_child_value("expected_srate", repr(stream.expected_rate_hz))
+    synchronization = info.desc().append_child("synchronization")
+    synchronization.append_child_value("offset_mean", "0")
+    synchronization.append_child_value("can_drop_samples", "true")
+    synchronization.append_child_value("timestamp_source", "device clock")
+    synchronization.append_child_value("mapping", "round trips to the device, two-sided envelope, followed continuously")
+    synchronization.append_child_value("sync_stream", f"{stream.device.lsl_prefix}_Sync")
+    synchronization.append_child_value("instant", stream.instant)
+    synchronization.append_child_value("latency_subtracted_s", repr(stream.latency_ns * 1e-9))

@@ -1,0 +1,205 @@
+"""ROS 2 topics, stamped in CLOCK_REALTIME from the same mapped time that LSL gets.
+
+rclpy comes from PyPI wheels or from a sourced ROS (Jazzy, Kilted); it is imported by this module alone. Publishing can
+block for tens of ms, so one named thread does it, behind a bounded queue that drops the oldest.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import queue
+import threading
+from collections import Counter
+from collections.abc import Callable
+from typing import Any
+
+import rclpy
+from builtin_interfaces.msg import Time
+from diagnostic_msgs.msg import DiagnosticArray, DiagnosticStatus, KeyValue
+from geometry_msgs.msg import PointStamped
+from rclpy.context import Context
+from rclpy.node import Node
+from rclpy.qos import QoSProfile
+from rclpy.signals import SignalHandlerOptions
+from sensor_msgs.msg import TimeReference
+
+from bridge.clock import ClockState, Mapped
+from bridge.clock.host import RealtimeOffset
+from bridge.pipeline import ClockStatus
+from bridge.streams import DeviceDescriptor, GazePosition, Sample, StreamDescriptor, StreamKind
+
+log = logging.getLogger(__name__)
+
+DEPTH = 50
+JOIN_TIMEOUT_S = 2.0
+SECONDS_RANGE = range(-(2**31), 2**31)  # builtin_interfaces/Time counts seconds in 32 bits
+
+
+class Ros2Output:
+    """One stream's topics. ``push`` is called on the loop, ``publish`` on the sink's thread."""
+
+    def __init__(self, sink: Ros2Sink, publish: Callable[[Sample, int], None]) -> None:
+        self.samples_out = 0
+        self.dropped: Counter[str] = Counter()
+        self.publish = publish
+        self._put = sink.put
+
+    def push(self, sample: Sample, mapped: Mapped, host_ns: int) -> None:
+        self._put(self, sample, host_ns)
+
+
+class Ros2Sink:
+    """One node for all devices, in a context of its own, without signal handlers."""
+
+    name = "ros2"
+
+    def __init__(self, namespace: str, node_name: str, queue_size: int) -> None:
+        self._context = Context()
+        rclpy.init(context=self._context, signal_handler_options=SignalHandlerOptions.NO)
+        self._node = Node(
+            node_name,
+            context=self._context,
+            namespace=namespace,
+            # Nobody spins this node yet: services that never answer would only mislead.
+            start_parameter_services=False,
+            enable_rosout=False,
+        )
+        self._realtime = RealtimeOffset()
+        self._qos = QoSProfile(depth=DEPTH)
+        self._diagnostics = self._node.create_publisher(DiagnosticArray, "/diagnostics", 10)
+        self._time_references: dict[str, Any] = {}
+        self._queue: queue.SimpleQueue[tuple[Ros2Output, Sample, int] | Callable[[], None] | None] = queue.SimpleQueue()
+        self._queue_size = queue_size
+        self._thread = threading.Thread(target=self._publish_all, name="ros2 publisher")
+        self._thread.start()
+
+    # --- on the loop ---------------------------------------------------------------------------------------------
+
+    def open_device(self, device: DeviceDescriptor) -> None:
+        self._time_references[device.name] = self._node.create_publisher(
+            TimeReference, f"{device.name}/time_reference", self._qos
+        )
+
+    def open_stream(self, stream: StreamDescriptor) -> Ros2Output | None:
+        if stream.kind is StreamKind.GAZE and stream.position is not None:
+            return Ros2Output(self, self._gaze_publisher(stream, stream.position))
+        if stream.kind is StreamKind.EVENT:
+            return Ros2Output(self, self._event_publisher(stream))
+        return None
+
+    def clock_status(self, device: DeviceDescriptor, status: ClockStatus) -> None:
+        if self._queue.qsize() < self._queue_size:  # else the next one, a second later, is as good
+            self._queue.put(lambda: self._publish_status(device, status))
+
+    def put(self, output: Ros2Output, sample: Sample, host_ns: int) -> None:
+        waiting = self._queue
+        if waiting.qsize() >= self._queue_size:
+            with contextlib.suppress(queue.Empty):
+                oldest = waiting.get_nowait()
+                if isinstance(oldest, tuple):
+                    oldest[0].dropped["queue_full"] += 1
+        waiting.put((output, sample, host_ns))
+
+    def close(self) -> None:
+        """Publishes what is queued, for at most two seconds, then takes the node off the network."""
+        self._queue.put(None)
+        self._thread.join(JOIN_TIMEOUT_S)
+        if self._thread.is_alive():
+            log.error("ROS 2: the publishing thread did not end in time")
+        self._node.destroy_node()
+        self._context.try_shutdown()
+
+    # --- on the thread -------------------------------------------------------------------------------------------
+
+    def _publish_all(self) -> None:
+        while (item := self._queue.get()) is not None:
+            if isinstance(item, tuple):
+                output, sample, host_ns = item
+                output.publish(sample, host_ns)
+                output.samples_out += 1
+            else:
+                item()
+
+    def _gaze_publisher(self, stream: StreamDescriptor, position: GazePosition) -> Callable[[Sample, int], None]:
+        pixel_topic = self._node.create_publisher(PointStamped, f"{stream.device.name}/gaze/pixel", self._qos)
+        normalized_topic = self._node.create_publisher(PointStamped, f"{stream.device.name}/gaze/normalized", self._qos)
+        publish_pixel, publish_normalized = pixel_topic.publish, normalized_topic.publish
+        # One message for both topics, used again for every sample: making messages costs more than filling them.
+        message = PointStamped()
+        message.header.frame_id = f"{stream.device.name}_scene_camera_optical_frame"
+        stamp, point = message.header.stamp, message.point
+        x_index, y_index = position.x_index, position.y_index
+        width_px, height_px = position.width_px, position.height_px
+        flip = position.normalized_bottom_left
+        to_realtime = self._realtime.to_realtime
+
+        def publish(sample: Sample, host_ns: int) -> None:
+            stamp.sec, stamp.nanosec = divmod(to_realtime(host_ns), 1_000_000_000)
+            x, y = sample.payload[x_index], sample.payload[y_index]
+            assert isinstance(x, float)
+            assert isinstance(y, float)
+            if flip:
+                x, y = x * width_px, (1.0 - y) * height_px
+            point.x, point.y = x, y
+            publish_pixel(message)
+            point.x, point.y = x / width_px, y / height_px
+            publish_normalized(message)
+
+        return publish
+
+    def _event_publisher(self, stream: StreamDescriptor) -> Callable[[Sample, int], None]:
+        topic = self._node.create_publisher(TimeReference, f"{stream.device.name}/events", self._qos)
+
+        def publish(sample: Sample, host_ns: int) -> None:
+            message = TimeReference()
+            message.header.stamp = _time(self._realtime.to_realtime(host_ns))
+            message.time_ref = _time(sample.device_ns)
+            message.source = str(sample.payload)
+            topic.publish(message)
+
+        return publish
+
+    def _publish_status(self, device: DeviceDescriptor, status: ClockStatus) -> None:
+        stamp = _time(self._realtime.to_realtime(status.host_ns))
+        if status.device_ns is not None:
+            reference = TimeReference()
+            reference.header.stamp = stamp
+            reference.time_ref = _time(status.device_ns)
+            reference.source = device.name
+            self._time_references[device.name].publish(reference)
+        level, text = {
+            ClockState.LOCKED: (DiagnosticStatus.OK, "clock locked"),
+            ClockState.HOLDOVER: (DiagnosticStatus.STALE, "the device does not answer; its clock is extrapolated"),
+        }.get(status.state, (DiagnosticStatus.WARN, "clock not locked; samples wait"))
+        values = [
+            ("offset_s", _seconds(status.offset_ns)),
+            ("bound_s", _seconds(status.bound_ns)),
+            ("precision_s", _seconds(status.precision_ns)),
+            ("rtt_min_s", _seconds(status.rtt_min_ns)),
+            ("drift_ppm", f"{status.drift_ppm:.3f}"),
+            ("epoch", str(status.epoch)),
+            ("samples_dropped", str(status.samples_dropped)),
+        ]
+        array = DiagnosticArray()
+        array.header.stamp = stamp
+        array.status = [
+            DiagnosticStatus(
+                level=level,
+                name=f"pupil_bridge: {device.name}",
+                message=text,
+                hardware_id=device.name,
+                values=[KeyValue(key=key, value=value) for key, value in values],
+            )
+        ]
+        self._diagnostics.publish(array)
+
+
+def _time(ns: int) -> Time:
+    """A ROS time; one that does not fit (a device's clock can be set to anything) is zero, which ROS reads as unknown."""
+    sec, nanosec = divmod(ns, 1_000_000_000)
+    return Time(sec=sec, nanosec=nanosec) if sec in SECONDS_RANGE else Time()
+
+
+def _seconds(ns: int | None) -> str:
+    return "unknown" if ns is None else f"{ns / 1e9:.9f}"

@@ -1,0 +1,361 @@
+"""Companion devices over NDSI v4: discovered by ZRE, read by ZeroMQ, their clocks measured by ``<<time>>`` echoes.
+
+Protocol: pupil-labs.com's NDSI v4 specification. Sensors used: gaze, event, hardware; other types are listed.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import math
+import os
+import socket
+import uuid
+from collections import Counter
+from typing import Any
+
+import zmq
+
+from bridge.clock.host import monotonic_ns
+from bridge.config import ClockConfig, NdsiDevice, NdsiSource
+from bridge.errors import DeviceUnavailable, MalformedMessage
+from bridge.names import DeviceNames
+from bridge.pipeline import Device, Pipeline
+from bridge.sources.interfaces import Interface, find_interface
+from bridge.sources.ndsi_echo import EchoExchange
+from bridge.sources.ndsi_sensor import Sensor
+from bridge.sources.zre import ZreEvent, ZreNode
+from bridge.streams import Channel, DeviceDescriptor, GazePosition, StreamDescriptor, StreamKind
+from bridge.wire import ndsi
+
+log = logging.getLogger(__name__)
+
+NAN = math.nan
+WATCH_INTERVAL_S = 1.0
+PING_POLL_S = 0.05
+SILENT_AFTER_NS = 1_500_000_000  # a device that streams and is silent for this long is not in the way of another
+MAX_SENSORS_PER_PEER = 32
+
+GAZE_CHANNELS = (
+    Channel("x", "pixels", "ScreenX", coordinate_system="world"),
+    Channel("y", "pixels", "ScreenY", coordinate_system="world"),
+    Channel("worn", "boolean", "Worn"),
+)
+GAZE_POSITION = GazePosition(0, 1, False, ndsi.SCENE_WIDTH_PX, ndsi.SCENE_HEIGHT_PX)
+
+
+class Phone:
+    """One ZRE peer that announces sensors: the life of an app on the network."""
+
+    def __init__(
+        self, source: NdsiDeviceSource, peer: uuid.UUID, own_name: str, config: NdsiDevice, device: Device
+    ) -> None:
+        self.peer = peer
+        self.own_name = own_name
+        self.device = device
+        self.sensors: dict[str, Sensor] = {}
+        self.last_data_ns = monotonic_ns()
+        self._source = source
+        self._gaze = device.stream(gaze_stream(device.descriptor, config))
+        self._event = device.stream(event_stream(device.descriptor, config))
+        self._exchange: EchoExchange | None = None
+        self._exchanges = 0
+        self._was_without_echo = False
+        self.task: asyncio.Task[None] | None = None
+
+    @property
+    def name(self) -> str:
+        return self.device.descriptor.name
+
+    def attach(self, attach: ndsi.Attach) -> None:
+        known = self.sensors.get(attach.sensor_uuid)
+        if known is not None:
+            if known.attach == attach:
+                return  # whispered and shouted
+            known.close()
+        elif len(self.sensors) >= MAX_SENSORS_PER_PEER:
+            self.device.malformed["too_many_sensors"] += 1
+            return
+        on_data = {"gaze": self._on_gaze, "event": self._on_event}.get(attach.sensor_type)
+        if on_data is None and attach.sensor_type != "hardware":
+            log.debug("%s: sensor %s of type %s is not used", self.name, attach.sensor_name, attach.sensor_type)
+            return
+        if attach.sensor_type == "event" and self._was_without_echo:
+            # Whether the app's clock went on meanwhile is not known.
+            self._was_without_echo = False
+            self.device.attached()
+        self.sensors[attach.sensor_uuid] = Sensor(
+            self._source.loop,
+            self._source.context,
+            attach,
+            label=f"{self.name} {attach.sensor_name}",
+            malformed=self.device.malformed,
+            on_data=on_data,
+            on_control=self._on_control,
+        )
+        log.info("%s: sensor %s (%s) attached", self.name, attach.sensor_name, attach.sensor_type)
+
+    def detach(self, sensor_uuid: str) -> None:
+        sensor = self.sensors.pop(sensor_uuid, None)
+        if sensor is not None:
+            sensor.close()
+            self._was_without_echo |= sensor.attach.sensor_type == "event"
+            log.info("%s: sensor %s detached", self.name, sensor.attach.sensor_name)
+
+    def close(self) -> None:
+        for sensor_uuid in list(self.sensors):
+            self.sensors.pop(sensor_uuid).close()
+        if self.task is not None:
+            self.task.cancel()
+
+    def _event_sensors(self) -> list[Sensor]:
+        return [sensor for sensor in self.sensors.values() if sensor.attach.sensor_type == "event"]
+
+    def _on_gaze(self, frames: list[bytes]) -> None:
+        received_ns = monotonic_ns()
+        try:
+            device_ns, x, y = ndsi.decode_gaze(frames)
+        except MalformedMessage:
+            self.device.malformed["gaze"] += 1
+            return
+        self.last_data_ns = received_ns
+        self._gaze.sample(device_ns, received_ns, (x, y, NAN))
+
+    def _on_event(self, frames: list[bytes]) -> None:
+        received_ns = monotonic_ns()
+        try:
+            device_ns, text = ndsi.decode_event(frames)
+        except MalformedMessage:
+            self.device.malformed["event"] += 1
+            return
+        self.last_data_ns = received_ns
+        if text == ndsi.TIME_ECHO:
+            if self._exchange is not None:
+                self._exchange.echo(device_ns, received_ns)
+            return
+        self._event.sample(device_ns, received_ns, text)
+
+    def _on_control(self, update: ndsi.ControlUpdate) -> None:
+        if update.control_id == "local_capture":
+            # Each ping lands in the participant's recording.
+            clock, intervals = self.device.clock, self._source.clock_config
+            recording = update.value is True
+            clock.ping_interval_ns = intervals.recording_ping_interval_ns if recording else intervals.ping_interval_ns
+
+    def ping_sent(self, token: bytes, sent_ns: int) -> None:
+        if self._exchange is not None and token == b"%d" % self._exchanges:
+            self._exchange.sent(sent_ns)
+
+    async def keep_time(self) -> None:
+        """Asks the device for its time whenever its clock wants to know."""
+        clock = self.device.clock
+        payload = ndsi.encode_event(ndsi.TIME_ECHO, None)
+        while True:
+            wait_s = (clock.next_ping_ns() - monotonic_ns()) / 1e9
+            if wait_s > 0 or not any(sensor.streaming for sensor in self._event_sensors()):
+                await asyncio.sleep(min(max(wait_s, PING_POLL_S), 4 * PING_POLL_S))
+                continue
+            self._exchange = exchange = EchoExchange()
+            self._exchanges += 1
+            self._source.node.whisper_stamped(self.peer, payload, b"%d" % self._exchanges)
+            clock.ping_sent(monotonic_ns())
+            trip = await exchange.result()
+            self._exchange = None
+            if trip is None:
+                self.device.malformed["echo_lost_or_doubtful"] += 1
+            else:
+                self.device.ping(trip)
+
+
+class NdsiDeviceSource:
+    """All Companion devices on one interface."""
+
+    node: ZreNode
+
+    def __init__(self, config: NdsiSource, clock_config: ClockConfig, names: DeviceNames) -> None:
+        self.name = f"ndsi {config.interface or 'auto'}"
+        self.clock_config = clock_config
+        self.loop: asyncio.AbstractEventLoop
+        self.context: zmq.Context[Any]
+        self._config = config
+        self._names = names
+        self._pipeline: Pipeline
+        self._phones: dict[uuid.UUID, Phone] = {}
+        self._tasks: asyncio.TaskGroup
+        self._counts: Counter[str] = Counter()
+        self._node_counts: Counter[str] = Counter()
+        self._own_names: set[str] = set()
+
+    def open(self, pipeline: Pipeline) -> None:
+        self._pipeline = pipeline
+        for device in self._config.devices:
+            self._declare(device)
+
+    def status(self) -> dict[str, object]:
+        return {
+            "type": "ndsi",
+            "interface": str(self._config.interface) if self._config.interface else None,
+            "peers": [phone.own_name for phone in self._phones.values()],
+            "counts": dict(self._counts + self._node_counts),
+        }
+
+    async def run(self) -> None:
+        self.loop = asyncio.get_running_loop()
+        interface = self._find_interface()
+        self.context = zmq.Context()
+        node = self.node = ZreNode(
+            self.loop,
+            self._on_zre,
+            name=f"pupil-bridge@{socket.gethostname()}:{os.getpid()}",
+            group=ndsi.GROUP,
+            interface=interface,
+            port=self._config.beacon_port,
+        )
+        self._node_counts = node.counts
+        log.info("looking for Companion devices on %s (broadcast %s)", interface.address, interface.broadcast)
+        try:
+            async with asyncio.TaskGroup() as self._tasks:
+                reason = await self._watch(node)
+                for peer in list(self._phones):
+                    self._peer_gone(peer)
+            raise DeviceUnavailable(reason)
+        finally:
+            for peer in list(self._phones):
+                self._peer_gone(peer)
+            node.stop()
+            self._counts += node.counts
+            self._node_counts = Counter()
+            self.context.destroy(0)
+
+    async def _watch(self, node: ZreNode) -> str:
+        """Returns why discovery has to begin anew."""
+        while node.alive:
+            await asyncio.sleep(WATCH_INTERVAL_S)
+            try:
+                interface = self._find_interface()
+            except DeviceUnavailable as error:
+                return str(error)
+            if interface != node.interface:
+                return f"the network has changed from {node.interface.address} to {interface.address}"
+        return "the discovery node has ended"
+
+    def _find_interface(self) -> Interface:
+        return find_interface(str(self._config.interface) if self._config.interface else None)
+
+    # --- discovery -----------------------------------------------------------------------------------------------
+
+    def _on_zre(self, event: ZreEvent) -> None:
+        match event.type:
+            case "WHISPER" | "SHOUT":
+                self._announced(event)
+            case "SENT":
+                if (phone := self._phones.get(event.peer)) is not None:
+                    phone.ping_sent(event.content[0], event.sent_ns)
+            case "EXIT":
+                self._peer_gone(event.peer)
+
+    def _announced(self, event: ZreEvent) -> None:
+        try:
+            announcement = ndsi.parse_announcement(event.content[0] if event.content else b"")
+        except MalformedMessage as error:
+            self._counts["announcements_malformed"] += 1
+            log.debug("from %s: %s", event.name, error)
+            return
+        phone = self._phones.get(event.peer)
+        if isinstance(announcement, ndsi.Detach):
+            if phone is not None:
+                phone.detach(announcement.sensor_uuid)
+            return
+        if phone is None:
+            phone = self._meet(event.peer, event.name, announcement.sensor_uuid)
+        self._names.remember(phone.name, phone.own_name, announcement.sensor_uuid)
+        phone.attach(announcement)
+
+    def _meet(self, peer: uuid.UUID, own_name: str, sensor_uuid: str) -> Phone:
+        config = self._recognise(own_name, sensor_uuid)
+        for other in list(self._phones.values()):
+            if other.name == config.name:
+                # The app was killed and is back under a new identity; ZRE will notice the old one's end only later.
+                self._peer_gone(other.peer)
+        device = self._declare(config)
+        phone = Phone(self, peer, own_name, config, device)
+        self._phones[peer] = phone
+        device.attached()
+        log.info("%s: device %r is there", config.name, own_name)
+        phone.task = self._tasks.create_task(phone.keep_time(), name=f"clock of {config.name}")
+        return phone
+
+    def _peer_gone(self, peer: uuid.UUID) -> None:
+        phone = self._phones.pop(peer, None)
+        if phone is not None:
+            phone.close()
+            phone.device.detached()
+            log.info("%s: device %r has gone", phone.name, phone.own_name)
+
+    # --- identity ------------------------------------------------------------------------------------------------
+
+    def _recognise(self, own_name: str, sensor_uuid: str) -> NdsiDevice:
+        """Which device this is: a configured one that matches, or one that was seen before, or a new one."""
+        known = self._names.known(sensor_uuid)
+        configured = [device for device in self._config.devices if device.matches(own_name)]
+        for device in configured:
+            if device.name == known:
+                return device
+        for device in configured:
+            if not self._in_use(device.name):
+                return device
+        taken = {device.name for device in self._config.devices}
+        name = known if known is not None and known not in taken else None
+        if name is None:
+            name = self._names.choose(own_name, lambda name: name in taken or self._in_use(name))
+        return NdsiDevice(name=name)
+
+    def _in_use(self, name: str) -> bool:
+        """Whether a device of that name is there and alive, so that another one cannot be it."""
+        if name in self._pipeline.devices and name not in self._own_names:
+            return True  # another source's
+        now_ns = monotonic_ns()
+        return any(p.name == name and now_ns - p.last_data_ns < SILENT_AFTER_NS for p in self._phones.values())
+
+    def _declare(self, config: NdsiDevice) -> Device:
+        self._own_names.add(config.name)
+        device = self._pipeline.device(
+            DeviceDescriptor(
+                name=config.name,
+                kind="ndsi",
+                lsl_prefix=config.lsl_prefix,
+                model="Companion device (NDSI v4)",
+                transport="NDSI v4",
+            )
+        )
+        device.stream(gaze_stream(device.descriptor, config))
+        device.stream(event_stream(device.descriptor, config))
+        return device
+
+
+def gaze_stream(device: DeviceDescriptor, config: NdsiDevice) -> StreamDescriptor:
+    return StreamDescriptor(
+        device=device,
+        name="gaze",
+        kind=StreamKind.GAZE,
+        lsl_suffix="Gaze",
+        lsl_type="Gaze",
+        channels=GAZE_CHANNELS,
+        expected_rate_hz=config.gaze.expected_rate_hz,
+        instant="stamped by the Companion app; the cameras' latency before that is not known",
+        latency_ns=config.gaze.latency_ns,
+        position=GAZE_POSITION,
+    )
+
+
+def event_stream(device: DeviceDescriptor, config: NdsiDevice) -> StreamDescriptor:
+    return StreamDescriptor(
+        device=device,
+        name="event",
+        kind=StreamKind.EVENT,
+        lsl_suffix="Event",
+        lsl_type="Markers",
+        expected_rate_hz=config.event.expected_rate_hz,
+        instant="the sender's time where it gave one, else arrival at the app",
+        latency_ns=config.event.latency_ns,
+    )

@@ -1,0 +1,256 @@
+"""Pupil Capture and Pupil Service over their Network API: gaze and pupil data, the clock by ``t`` on Pupil Remote.
+
+Source: docs.pupil-labs.com "Network API", and the behaviour of Pupil Capture 3.6. An empty request kills Pupil Remote
+for good, so none is ever sent; neither is ``T``, which sets the clock for everybody.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections import Counter
+from typing import Any
+
+import zmq
+
+from bridge.clock import RoundTrip
+from bridge.clock.host import monotonic_ns
+from bridge.config import ClockConfig, PupilCoreSource
+from bridge.errors import DeviceUnavailable, MalformedMessage
+from bridge.pipeline import Device, Pipeline, StreamInput
+from bridge.sources.zmqio import ZmqReader
+from bridge.streams import DeviceDescriptor, GazePosition, StreamDescriptor, StreamKind
+from bridge.wire import pupil_core as wire
+
+log = logging.getLogger(__name__)
+
+REPLY_TIMEOUT_S = 1.0
+REQUESTS_LOST_UNTIL_GONE = 3
+HIGH_WATER_MARK = 10_000
+MAX_MESSAGE_BYTES = 32 << 20  # raw video frames share the backbone
+BURST = 8  # round trips in a row: the fastest of them counts, each is written to Capture's log
+BURST_INTERVAL_S = 3.0  # after the first bursts
+PORTS_CHECK_S = 5.0
+PING_POLL_S = 0.05
+INSTANT = "exposure of the eye image as Capture estimates it, a constant camera latency apart"
+
+
+class NoAnswer(DeviceUnavailable):
+    """Pupil Remote did not answer in time. It may answer the next request, on a new socket."""
+
+
+class PupilRemote:
+    """Requests to Pupil Remote, one at a time, on a new socket after each that was not answered."""
+
+    def __init__(self, loop: asyncio.AbstractEventLoop, context: zmq.Context[Any], address: str) -> None:
+        self._loop = loop
+        self._context = context
+        self._address = address
+        self._reader: ZmqReader | None = None
+        self._reply: asyncio.Future[tuple[bytes, int]] | None = None
+
+    async def ask(self, request: bytes) -> tuple[bytes, int, int]:
+        """(reply, sent_ns, received_ns). Raises NoAnswer when none came in a second."""
+        assert request, "an empty request kills Pupil Remote"
+        if self._reader is None:
+            # A DEALER with REQ's empty delimiter: REQ itself would fault on a reply that nobody asked for.
+            socket = self._context.socket(zmq.DEALER)
+            socket.setsockopt(zmq.LINGER, 0)
+            socket.setsockopt(zmq.MAXMSGSIZE, 1 << 16)
+            socket.connect(f"tcp://{self._address}")
+            self._reader = ZmqReader(self._loop, socket, self._replied)
+        self._reply = self._loop.create_future()
+        try:
+            sent_ns = monotonic_ns()
+            self._reader.socket.send_multipart([b"", request], zmq.NOBLOCK)
+            self._reader.poke()
+            async with asyncio.timeout(REPLY_TIMEOUT_S):
+                reply, received_ns = await self._reply
+        except (TimeoutError, zmq.Again) as error:
+            self.close()
+            raise NoAnswer(f"Pupil Remote at {self._address} does not answer") from error
+        finally:
+            self._reply = None
+        return reply, sent_ns, received_ns
+
+    def _replied(self, frames: list[bytes]) -> None:
+        received_ns = monotonic_ns()
+        if self._reply is not None and not self._reply.done():
+            self._reply.set_result((frames[-1], received_ns))
+
+    def close(self) -> None:
+        if self._reader is not None:
+            self._reader.close()
+            self._reader = None
+
+
+class PupilCoreDeviceSource:
+    """One Pupil Capture or Service."""
+
+    def __init__(self, config: PupilCoreSource, clock_config: ClockConfig) -> None:
+        self.name = f"pupil_core {config.address}"
+        self._config = config
+        self._clock_config = clock_config
+        self._counts: Counter[str] = Counter()
+        self._device: Device
+        self._gaze: StreamInput | None = None
+        self._pupil: dict[tuple[int, str], StreamInput] = {}
+        self._version: str | None = None
+
+    def open(self, pipeline: Pipeline) -> None:
+        config = self._config
+        descriptor = DeviceDescriptor(
+            name=config.name,
+            kind="pupil_core",
+            lsl_prefix=config.lsl_prefix,
+            model="Pupil Core",
+            transport="Pupil Core Network API",
+        )
+        self._device = pipeline.device(descriptor)
+        if "gaze" in config.topics:
+            self._gaze = self._device.stream(gaze_stream(descriptor, config))
+        if "pupil" in config.topics:
+            for eye in (0, 1):
+                for method in ("2d", "3d"):
+                    self._pupil[eye, method] = self._device.stream(pupil_stream(descriptor, config, eye, method))
+
+    def status(self) -> dict[str, object]:
+        return {
+            "type": "pupil_core",
+            "address": self._config.address,
+            "version": self._version,
+            "counts": dict(self._counts),
+        }
+
+    async def run(self) -> None:
+        loop = asyncio.get_running_loop()
+        context: zmq.Context[Any] = zmq.Context()
+        remote = PupilRemote(loop, context, self._config.address)
+        reader: ZmqReader | None = None
+        try:
+            ports = await self._ports(remote)
+            self._version = (await remote.ask(b"v"))[0].decode("utf-8", "replace")
+            reader = ZmqReader(loop, self._subscribe(context, ports[0]), self._on_datum)
+            log.info("%s: Pupil Capture %s at %s", self._config.name, self._version, self._config.address)
+            self._device.attached()
+            await self._keep_time(remote, ports)
+        finally:
+            self._device.detached()
+            if reader is not None:
+                reader.close()
+            remote.close()
+            context.destroy(0)
+
+    async def _ports(self, remote: PupilRemote) -> tuple[int, int]:
+        """Subscribe and publish port: new ones at each start of Capture."""
+        try:
+            return (
+                wire.parse_port((await remote.ask(b"SUB_PORT"))[0]),
+                wire.parse_port((await remote.ask(b"PUB_PORT"))[0]),
+            )
+        except MalformedMessage as error:
+            self._counts["replies_malformed"] += 1
+            raise DeviceUnavailable(f"what answers at {self._config.address} is no Pupil Remote: {error}") from error
+
+    def _subscribe(self, context: zmq.Context[Any], port: int) -> zmq.Socket[bytes]:
+        socket: zmq.Socket[bytes] = context.socket(zmq.SUB)
+        socket.setsockopt(zmq.LINGER, 0)
+        socket.setsockopt(zmq.RCVHWM, HIGH_WATER_MARK)
+        socket.setsockopt(zmq.MAXMSGSIZE, MAX_MESSAGE_BYTES)
+        for topic in self._config.topics:
+            socket.setsockopt(zmq.SUBSCRIBE, f"{topic}.".encode())
+        socket.connect(f"tcp://{self._config.host}:{port}")
+        return socket
+
+    def _on_datum(self, frames: list[bytes]) -> None:
+        received_ns = monotonic_ns()
+        try:
+            datum = wire.decode_datum(frames)
+        except MalformedMessage as error:
+            kind = "topics_unknown" if isinstance(error, wire.UnknownTopic) else "datums_malformed"
+            self._device.malformed[kind] += 1
+            return
+        if isinstance(datum, wire.Gaze):
+            if self._gaze is not None:
+                self._gaze.sample(datum.timestamp_ns, received_ns, wire.gaze_channels(datum))
+        else:
+            stream = self._pupil.get((datum.eye_id, datum.method))
+            if stream is not None:
+                stream.sample(datum.timestamp_ns, received_ns, wire.pupil_channels(datum))
+
+    async def _keep_time(self, remote: PupilRemote, ports: tuple[int, int]) -> None:
+        """Measures the clock for as long as Pupil Remote answers, and sees when Capture has been started again."""
+        clock = self._device.clock
+        clock.ping_interval_ns = round(BURST_INTERVAL_S * self._clock_config.ping_interval_s * 1e9)
+        check_ports_at_ns = monotonic_ns() + round(PORTS_CHECK_S * 1e9)
+        lost = 0
+        while True:
+            wait_s = (clock.next_ping_ns() - monotonic_ns()) / 1e9
+            if wait_s > 0:
+                await asyncio.sleep(min(max(wait_s, PING_POLL_S), 4 * PING_POLL_S))
+                continue
+            clock.ping_sent(monotonic_ns())
+            try:
+                trip = await self._fastest_of_burst(remote)
+                if monotonic_ns() >= check_ports_at_ns:
+                    check_ports_at_ns = monotonic_ns() + round(PORTS_CHECK_S * 1e9)
+                    if await self._ports(remote) != ports:
+                        raise DeviceUnavailable(f"Pupil Capture at {self._config.address} has been started again")
+                lost = 0
+            except NoAnswer:
+                lost += 1
+                if lost >= REQUESTS_LOST_UNTIL_GONE:
+                    raise
+                continue
+            if trip is not None:
+                self._device.ping(trip)
+
+    async def _fastest_of_burst(self, remote: PupilRemote) -> RoundTrip | None:
+        """The narrowest of some round trips in a row; None when all replies were malformed."""
+        best: RoundTrip | None = None
+        for _ in range(BURST):
+            reply, sent_ns, received_ns = await remote.ask(b"t")
+            try:
+                trip = RoundTrip(sent_ns, wire.parse_time(reply), received_ns)
+            except MalformedMessage:
+                self._counts["replies_malformed"] += 1
+                continue
+            if best is None or trip.rtt_ns < best.rtt_ns:
+                best = trip
+        return best
+
+
+def gaze_stream(device: DeviceDescriptor, config: PupilCoreSource) -> StreamDescriptor:
+    """Gaze datums of all mappings, in the channels of the Capture plugin's `pupil_capture` stream."""
+    width_px, height_px = config.scene_size
+    return StreamDescriptor(
+        device=device,
+        name="gaze",
+        kind=StreamKind.GAZE,
+        lsl_suffix="",
+        lsl_type="Gaze",
+        channels=wire.GAZE_CHANNELS,
+        expected_rate_hz=config.gaze.expected_rate_hz,
+        instant=INSTANT,
+        latency_ns=config.gaze.latency_ns,
+        reorder_window_ns=config.reorder_window_ns,
+        in_order=config.reorder_window_ns > 0,
+        # The matcher holds gaze back for 12 to 120 ms and more.
+        arrivals_bound_clock=False,
+        position=GazePosition(1, 2, True, width_px, height_px),
+    )
+
+
+def pupil_stream(device: DeviceDescriptor, config: PupilCoreSource, eye: int, method: str) -> StreamDescriptor:
+    """Pupil datums of one eye (0 is the right one) and one method."""
+    return StreamDescriptor(
+        device=device,
+        name=f"pupil_{eye}_{method}",
+        kind=StreamKind.PUPIL,
+        lsl_suffix=f"Pupil{eye}_{method}",
+        lsl_type="Pupillometry",
+        channels=wire.PUPIL_CHANNELS,
+        expected_rate_hz=config.pupil.expected_rate_hz,
+        instant=INSTANT,
+        latency_ns=config.pupil.latency_ns,
+    )

@@ -1,0 +1,56 @@
+"""ZeroMQ sockets on the event loop, without a thread and without polling."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+
+import zmq
+
+BATCH = 256  # messages in a row before other work of the loop has its turn
+
+
+class ZmqReader:
+    """Hands every message of a socket to a callback, and closes the socket in the end.
+
+    The socket's descriptor is edge-triggered: it is drained until nothing is left, and looked at again after each send
+    (``poke``), since sending can swallow the edge of an arrival.
+    """
+
+    def __init__(self, loop: asyncio.AbstractEventLoop, socket: zmq.Socket[bytes], on_frames: Callable[[list[bytes]], None]) -> None:
+        self.socket = socket
+        self._loop = loop
+        self._on_frames = on_frames
+        self._fd = int(socket.getsockopt(zmq.FD))
+        self._again: asyncio.Handle | None = None
+        loop.add_reader(self._fd, self._drain)
+        self.poke()
+
+    def poke(self) -> None:
+        """Looks at the socket soon, whatever its descriptor says."""
+        if self._again is None and not self.socket.closed:
+            self._again = self._loop.call_soon(self._drain)
+
+    def _drain(self) -> None:
+        if self._again is not None:
+            self._again.cancel()
+            self._again = None
+        receive, on_frames = self.socket.recv_multipart, self._on_frames
+        for _ in range(BATCH):
+            try:
+                frames = receive(zmq.NOBLOCK)
+            except zmq.Again:
+                return
+            on_frames(frames)
+            if self.socket.closed:
+                return
+        self.poke()
+
+    def close(self) -> None:
+        if self.socket.closed:
+            return
+        self._loop.remove_reader(self._fd)
+        if self._again is not None:
+            self._again.cancel()
+            self._again = None
+        self.socket.close(0)

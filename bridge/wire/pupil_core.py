@@ -1,0 +1,357 @@
+"""Pupil Core's Network API: replies of Pupil Remote, and gaze and pupil datums of the IPC backbone. No I/O.
+
+Source: Pupil Labs' documentation of the Network API, and the traffic of Pupil Capture 3.6.14. Backbone messages are
+``[topic, msgpack map, raw frames...]``. The ZeroMQ topic decides what a datum is: the payload's own ``topic`` can be
+absent. Decoders are typed and skip everything that nobody reads, which makes them three times as fast as dicts.
+
+Times leave as integer nanoseconds of Pupil time (float64 seconds on the wire); eye 0 is the right eye, 1 the left.
+Timestamp, confidence and norm_pos are always finite; the other numbers are as sent, and Capture may send NaN there.
+Whatever breaks the protocol raises `MalformedMessage` and nothing else.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Sequence
+from fractions import Fraction
+from math import isfinite, nan
+from typing import Literal
+
+import msgspec
+
+from bridge.errors import MalformedMessage
+from bridge.streams import Channel
+
+REPLY_MAX_BYTES = 64
+DATUM_MAX_BYTES = 64 * 1024  # the largest gaze datum of Capture has 1400 bytes
+TIME_LIMIT_NS = 2**62
+
+Vector = tuple[float, float, float]
+Eyes = tuple[Vector | None, Vector | None]
+
+_TIME = re.compile(rb"-?[0-9]+(?:\.[0-9]+)?(?:e[+-]?[0-9]{1,3})?")
+_PORT = re.compile(rb"[0-9]{1,5}")
+_TIME_LIMIT_S = TIME_LIMIT_NS / 1e9
+_NO_VECTOR = (nan, nan, nan)
+
+
+class UnknownTopic(MalformedMessage):
+    """A backbone message that is neither gaze nor pupil."""
+
+
+class PupilRef(msgspec.Struct, frozen=True, gc=False):
+    """What a gaze datum says of one pupil that it was made from: eye (0 or 1) and diameters, None where not sent."""
+
+    id: int
+    diameter_px: float | None = msgspec.field(default=None, name="diameter")
+    diameter_mm: float | None = msgspec.field(default=None, name="diameter_3d")
+
+
+class Gaze(msgspec.Struct, frozen=True, gc=False):
+    """A gaze datum. ``norm_pos`` has its origin at the bottom left; 3D values are in mm of the scene camera.
+
+    ``eye_centers`` and ``gaze_normals`` are (eye 0, eye 1), None for an eye that is not in the datum.
+    """
+
+    topic: str
+    timestamp_ns: int
+    confidence: float
+    norm_pos: tuple[float, float]
+    gaze_point_3d: Vector | None
+    eye_centers: Eyes
+    gaze_normals: Eyes
+    base: tuple[PupilRef, ...]
+
+
+class Pupil(msgspec.Struct, frozen=True, gc=False):
+    """A pupil datum of one eye and method. What only the 3d method knows is None in 2d; mm of the eye camera."""
+
+    topic: str
+    timestamp_ns: int
+    eye_id: Literal[0, 1]
+    method: Literal["2d", "3d"]
+    confidence: float
+    norm_pos: tuple[float, float]
+    diameter_px: float
+    diameter_mm: float | None
+    model_confidence: float | None
+    circle_center: Vector | None
+    circle_normal: Vector | None
+
+
+class _ByEye(msgspec.Struct, gc=False):
+    eye0: Vector | None = msgspec.field(default=None, name="0")
+    eye1: Vector | None = msgspec.field(default=None, name="1")
+
+
+class _Datum(msgspec.Struct, gc=False):
+    timestamp: float
+    confidence: float
+    norm_pos: tuple[float, float]
+
+
+class _Gaze2d(_Datum, gc=False):
+    base_data: tuple[PupilRef, ...] = ()
+
+
+class _Monocular(_Gaze2d, gc=False):
+    gaze_point_3d: Vector | None = None
+    eye_center_3d: Vector | None = None
+    gaze_normal_3d: Vector | None = None
+
+
+class _Binocular(_Gaze2d, gc=False):
+    gaze_point_3d: Vector | None = None
+    eye_centers_3d: _ByEye | None = None
+    gaze_normals_3d: _ByEye | None = None
+
+
+class _BinocularAnyKey(_Gaze2d, gc=False):
+    gaze_point_3d: Vector | None = None
+    eye_centers_3d: dict[int | str, Vector | None] | None = None
+    gaze_normals_3d: dict[int | str, Vector | None] | None = None
+
+
+class _Circle(msgspec.Struct, gc=False):
+    center: Vector
+    normal: Vector
+
+
+class _Pupil2d(_Datum, kw_only=True, gc=False):
+    diameter: float
+
+
+class _Pupil3d(_Pupil2d, kw_only=True, gc=False):
+    diameter_3d: float | None = None
+    model_confidence: float | None = None
+    circle_3d: _Circle | None = None
+
+
+_decode_gaze_2d = msgspec.msgpack.Decoder(_Gaze2d).decode
+_decode_monocular = msgspec.msgpack.Decoder(_Monocular).decode
+_decode_binocular = msgspec.msgpack.Decoder(_Binocular).decode
+_decode_any_key = msgspec.msgpack.Decoder(_BinocularAnyKey).decode
+_decode_pupil_2d = msgspec.msgpack.Decoder(_Pupil2d).decode
+_decode_pupil_3d = msgspec.msgpack.Decoder(_Pupil3d).decode
+# msgspec's own error, its limit of nesting, and text that is no UTF-8.
+_UNREADABLE = (msgspec.MsgspecError, RecursionError, UnicodeError)
+
+
+def parse_time(reply: bytes) -> int:
+    """Pupil time in ns from the reply to ``t``: the decimal number in it, rounded to even. Below 2**62 ns."""
+    if len(reply) > REPLY_MAX_BYTES or _TIME.fullmatch(reply) is None:
+        raise MalformedMessage(f"Pupil Remote's time is not a number: {reply[:REPLY_MAX_BYTES]!r}")
+    time_ns = round(Fraction(reply.decode()) * 1_000_000_000)
+    if abs(time_ns) >= TIME_LIMIT_NS:
+        raise MalformedMessage(f"Pupil Remote's time is out of range: {reply!r}")
+    return time_ns
+
+
+def parse_port(reply: bytes) -> int:
+    """A TCP port from the reply to ``SUB_PORT`` or ``PUB_PORT``."""
+    if _PORT.fullmatch(reply) is None or not 0 < int(reply) <= 65535:
+        raise MalformedMessage(f"Pupil Remote's port is not a port: {reply[:REPLY_MAX_BYTES]!r}")
+    return int(reply)
+
+
+def seconds_to_ns(seconds: float) -> int:
+    """The exact value of a float64, rounded to a nanosecond (ties to even). Finite and below 2**62 ns."""
+    # NaN fails this comparison too.
+    if not -_TIME_LIMIT_S < seconds < _TIME_LIMIT_S:
+        raise MalformedMessage(f"Pupil time is out of range: {seconds} s")
+    # round(seconds * 1e9) would be up to 64 ns wrong after six days. The fraction of a second is exact, and its
+    # product with 1e9 is wrong by less than 1e-7 ns: only a value that close to a tie needs exact arithmetic.
+    whole_s = int(seconds)
+    fraction_ns = (seconds - whole_s) * 1e9
+    rounded_ns = round(fraction_ns)
+    if -0.499_999 < fraction_ns - rounded_ns < 0.499_999:
+        return whole_s * 1_000_000_000 + rounded_ns
+    return round(Fraction(seconds) * 1_000_000_000)
+
+
+def decode_datum(frames: Sequence[bytes]) -> Gaze | Pupil:
+    """Read a backbone message, by its topic. Raises `UnknownTopic` for one that is neither gaze nor pupil."""
+    if len(frames) < 2:
+        raise MalformedMessage(f"Pupil Core message has {len(frames)} frames, at least 2 are needed")
+    topic, payload = frames[0], frames[1]
+    read = _READERS.get(topic)
+    if read is None:
+        raise UnknownTopic(f"Pupil Core topic is neither gaze nor pupil: {topic[:64]!r}")
+    if len(payload) > DATUM_MAX_BYTES:
+        raise MalformedMessage(f"Pupil Core datum has {len(payload)} bytes, more than {DATUM_MAX_BYTES}")
+    try:
+        datum: Gaze | Pupil = read(payload)
+    except _UNREADABLE as error:
+        raise MalformedMessage(f"Pupil Core datum {topic.decode()} cannot be read: {error}") from error
+    x, y = datum.norm_pos
+    if not (isfinite(x) and isfinite(y) and isfinite(datum.confidence)):
+        raise MalformedMessage(f"Pupil Core datum {topic.decode()} has a position or confidence that is not finite")
+    return datum
+
+
+def _gaze_2d(topic: str) -> Callable[[bytes], Gaze]:
+    def read(payload: bytes) -> Gaze:
+        d: _Gaze2d = _decode_gaze_2d(payload)
+        at_ns = seconds_to_ns(d.timestamp)
+        return Gaze(topic, at_ns, d.confidence, d.norm_pos, None, (None, None), (None, None), d.base_data)
+
+    return read
+
+
+def _gaze_3d_of_one_eye(topic: str, eye_id: int) -> Callable[[bytes], Gaze]:
+    def read(payload: bytes) -> Gaze:
+        d: _Monocular = _decode_monocular(payload)
+        center, normal = d.eye_center_3d, d.gaze_normal_3d
+        centers, normals = ((center, None), (normal, None)) if eye_id == 0 else ((None, center), (None, normal))
+        at_ns = seconds_to_ns(d.timestamp)
+        return Gaze(topic, at_ns, d.confidence, d.norm_pos, d.gaze_point_3d, centers, normals, d.base_data)
+
+    return read
+
+
+def _gaze_3d_of_both_eyes(topic: str) -> Callable[[bytes], Gaze]:
+    def read(payload: bytes) -> Gaze:
+        d: _Binocular | _BinocularAnyKey
+        centers: Eyes = (None, None)
+        normals: Eyes = (None, None)
+        try:
+            d = _decode_binocular(payload)
+        except msgspec.ValidationError:
+            # Capture's keys are strings; some senders use integers, which a Struct cannot have.
+            d = _decode_any_key(payload)
+            centers, normals = _by_any_key(d.eye_centers_3d), _by_any_key(d.gaze_normals_3d)
+        else:
+            if d.eye_centers_3d is not None:
+                centers = (d.eye_centers_3d.eye0, d.eye_centers_3d.eye1)
+            if d.gaze_normals_3d is not None:
+                normals = (d.gaze_normals_3d.eye0, d.gaze_normals_3d.eye1)
+        at_ns = seconds_to_ns(d.timestamp)
+        return Gaze(topic, at_ns, d.confidence, d.norm_pos, d.gaze_point_3d, centers, normals, d.base_data)
+
+    return read
+
+
+def _by_any_key(vectors: dict[int | str, Vector | None] | None) -> Eyes:
+    if vectors is None:
+        return None, None
+    return vectors.get(0, vectors.get("0")), vectors.get(1, vectors.get("1"))
+
+
+def _pupil_2d(topic: str, eye_id: Literal[0, 1]) -> Callable[[bytes], Pupil]:
+    def read(payload: bytes) -> Pupil:
+        d: _Pupil2d = _decode_pupil_2d(payload)
+        at_ns = seconds_to_ns(d.timestamp)
+        return Pupil(topic, at_ns, eye_id, "2d", d.confidence, d.norm_pos, d.diameter, None, None, None, None)
+
+    return read
+
+
+def _pupil_3d(topic: str, eye_id: Literal[0, 1]) -> Callable[[bytes], Pupil]:
+    def read(payload: bytes) -> Pupil:
+        d: _Pupil3d = _decode_pupil_3d(payload)
+        center, normal = (None, None) if d.circle_3d is None else (d.circle_3d.center, d.circle_3d.normal)
+        return Pupil(
+            topic,
+            seconds_to_ns(d.timestamp),
+            eye_id,
+            "3d",
+            d.confidence,
+            d.norm_pos,
+            d.diameter,
+            d.diameter_3d,
+            d.model_confidence,
+            center,
+            normal,
+        )
+
+    return read
+
+
+_READERS: dict[bytes, Callable[[bytes], Gaze | Pupil]] = {
+    b"gaze.2d.0.": _gaze_2d("gaze.2d.0."),
+    b"gaze.2d.1.": _gaze_2d("gaze.2d.1."),
+    b"gaze.2d.01.": _gaze_2d("gaze.2d.01."),
+    b"gaze.3d.0.": _gaze_3d_of_one_eye("gaze.3d.0.", 0),
+    b"gaze.3d.1.": _gaze_3d_of_one_eye("gaze.3d.1.", 1),
+    b"gaze.3d.01.": _gaze_3d_of_both_eyes("gaze.3d.01."),
+    b"pupil.0.2d": _pupil_2d("pupil.0.2d", 0),
+    b"pupil.1.2d": _pupil_2d("pupil.1.2d", 1),
+    b"pupil.0.3d": _pupil_3d("pupil.0.3d", 0),
+    b"pupil.1.3d": _pupil_3d("pupil.1.3d", 1),
+}
+
+
+def _xyz(label: str, unit: str, kind: str, eye: str, system: str) -> tuple[Channel, ...]:
+    return tuple(Channel(f"{label}_{axis}", unit, kind + axis.upper(), eye, system) for axis in "xyz")
+
+
+def _norm_pos(system: str) -> tuple[Channel, ...]:
+    return tuple(Channel(f"norm_pos_{axis}", "normalized", f"Screen{axis.upper()}", "both", system) for axis in "xy")
+
+
+# Labels and order are those of Pupil Labs' LSL plugin for Capture, so that scripts go on working. So are units and
+# types, but for two slips of the plugin, where the XDF specification decides: it calls the gaze point a direction,
+# and the unit vectors of the gaze a position in mm.
+GAZE_CHANNELS: tuple[Channel, ...] = (
+    Channel("confidence", "normalized", "Confidence"),
+    *_norm_pos("world"),
+    *_xyz("gaze_point_3d", "mm", "Intersection", "both", "world"),
+    *_xyz("eye_center0_3d", "mm", "Position", "right", "world"),
+    *_xyz("eye_center1_3d", "mm", "Position", "left", "world"),
+    *_xyz("gaze_normal0", "normalized", "Direction", "right", "world"),
+    *_xyz("gaze_normal1", "normalized", "Direction", "left", "world"),
+    Channel("diameter0_2d", "pixels", "Diameter", "right", "eye0"),
+    Channel("diameter1_2d", "pixels", "Diameter", "left", "eye1"),
+    Channel("diameter0_3d", "mm", "Diameter", "right", "eye0"),
+    Channel("diameter1_3d", "mm", "Diameter", "left", "eye1"),
+)
+
+# One stream carries one eye, which its descriptor names.
+PUPIL_CHANNELS: tuple[Channel, ...] = (
+    Channel("confidence", "normalized", "Confidence"),
+    *_norm_pos("eye"),
+    Channel("diameter_2d", "pixels", "Diameter", "both", "eye"),
+    Channel("diameter_3d", "mm", "Diameter", "both", "eye"),
+    Channel("model_confidence", "normalized", "Confidence"),
+    *_xyz("circle_3d_center", "mm", "Pupil", "both", "eye"),
+    *_xyz("circle_3d_normal", "normalized", "Direction", "both", "eye"),
+)
+
+
+def gaze_channels(gaze: Gaze) -> tuple[float, ...]:
+    """The values of `GAZE_CHANNELS`, NaN where the datum has none. Of several pupils of an eye the first counts."""
+    diameter0_px = diameter1_px = diameter0_mm = diameter1_mm = nan
+    for pupil in reversed(gaze.base):
+        px, mm = pupil.diameter_px, pupil.diameter_mm
+        if pupil.id == 0:
+            diameter0_px = diameter0_px if px is None else px
+            diameter0_mm = diameter0_mm if mm is None else mm
+        elif pupil.id == 1:
+            diameter1_px = diameter1_px if px is None else px
+            diameter1_mm = diameter1_mm if mm is None else mm
+    return (
+        gaze.confidence,
+        *gaze.norm_pos,
+        *(gaze.gaze_point_3d or _NO_VECTOR),
+        *(gaze.eye_centers[0] or _NO_VECTOR),
+        *(gaze.eye_centers[1] or _NO_VECTOR),
+        *(gaze.gaze_normals[0] or _NO_VECTOR),
+        *(gaze.gaze_normals[1] or _NO_VECTOR),
+        diameter0_px,
+        diameter1_px,
+        diameter0_mm,
+        diameter1_mm,
+    )
+
+
+def pupil_channels(pupil: Pupil) -> tuple[float, ...]:
+    """The values of `PUPIL_CHANNELS`, NaN where the datum has none."""
+    return (
+        pupil.confidence,
+        *pupil.norm_pos,
+        pupil.diameter_px,
+        nan if pupil.diameter_mm is None else pupil.diameter_mm,
+        nan if pupil.model_confidence is None else pupil.model_confidence,
+        *(pupil.circle_center or _NO_VECTOR),
+        *(pupil.circle_normal or _NO_VECTOR),
+    )

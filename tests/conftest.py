@@ -1,0 +1,69 @@
+"""What every test runs under: LSL and ROS 2 confined to this machine, and nothing left behind."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import random
+import tempfile
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+LSL_API_CFG = """\
+[ports]
+IPv6 = disable
+[multicast]
+ResolveScope = link
+AddressesOverride = {{224.0.0.183, 239.255.172.215}}
+Interfaces = {{127.0.0.1}}
+TTLOverride = 0
+[lab]
+KnownPeers = {{127.0.0.1}}
+SessionID = pupil-bridge-test-{session}
+[log]
+level = -2
+"""
+
+# Before anything imports pylsl or rclpy, which read these when they are loaded; child processes inherit them.
+_DIRECTORY = tempfile.TemporaryDirectory(prefix="pupil-bridge-tests-")
+_CFG = Path(_DIRECTORY.name) / "lsl_api.cfg"
+_CFG.write_text(LSL_API_CFG.format(session=random.randrange(10**9)), encoding="ascii")
+os.environ["LSLAPICFG"] = str(_CFG)
+os.environ["ROS_AUTOMATIC_DISCOVERY_RANGE"] = "LOCALHOST"
+os.environ["ROS_DOMAIN_ID"] = str(random.randrange(1, 100))
+os.environ["ROS_PYTHON_CHECK_FIELDS"] = "1"
+os.environ["ROS_LOG_DIR"] = _DIRECTORY.name
+os.environ["XDG_STATE_HOME"] = _DIRECTORY.name
+os.environ["STATE_DIRECTORY"] = _DIRECTORY.name
+
+THREADS_END_S = 3.0
+
+
+def pytest_sessionfinish() -> None:
+    _DIRECTORY.cleanup()
+
+
+@pytest.fixture(autouse=True)
+def _no_thread_is_left_behind() -> Iterator[None]:
+    before = set(threading.enumerate())
+    yield
+    deadline = time.monotonic() + THREADS_END_S
+    while True:
+        left = [t for t in threading.enumerate() if t not in before and t.is_alive()]
+        if not left:
+            return
+        if time.monotonic() > deadline:
+            pytest.fail(f"threads left behind: {left}")
+        left[0].join(0.05)
+
+
+@pytest.fixture(autouse=True)
+async def _no_task_is_left_behind(request: pytest.FixtureRequest) -> object:
+    before = asyncio.all_tasks()
+    yield
+    left = [t for t in asyncio.all_tasks() if t not in before and t is not asyncio.current_task() and not t.done()]
+    assert not left, f"tasks left behind: {left}"

@@ -1,0 +1,166 @@
+"""Real processes for system tests: simulators, the daemon, LabRecorder. Each is waited for, read, and ended."""
+
+from __future__ import annotations
+
+import json
+import os
+import selectors
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+READY_S = 30.0
+STOP_S = 10.0
+
+
+def wait_until(condition: Callable[[], Any], what: str, timeout_s: float = 20.0, interval_s: float = 0.02) -> Any:
+    """Returns the first true value of ``condition()``; fails the test when there is none in time."""
+    deadline = time.monotonic() + timeout_s
+    while not (value := condition()):
+        assert time.monotonic() < deadline, f"not within {timeout_s:.0f} s: {what}"
+        time.sleep(interval_s)
+    return value
+
+
+class Process:
+    """A child process of the test. What it says on standard error goes to ``log``."""
+
+    def __init__(self, arguments: list[str], log: Path, env: dict[str, str] | None = None) -> None:
+        self.log = log
+        self._log_file = log.open("ab")
+        self.popen = subprocess.Popen(
+            arguments,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=self._log_file,
+            text=True,
+            env={**os.environ, **(env or {})},
+        )
+
+    def line(self, timeout_s: float = READY_S) -> str:
+        """The next line of standard output."""
+        assert self.popen.stdout is not None
+        with selectors.DefaultSelector() as selector:
+            selector.register(self.popen.stdout, selectors.EVENT_READ)
+            assert selector.select(timeout_s), f"no output in {timeout_s} s; log: {self.errors()}"
+        line = self.popen.stdout.readline()
+        assert line, f"the process has ended with {self.popen.wait()}; log: {self.errors()}"
+        return line
+
+    def json_line(self, timeout_s: float = READY_S) -> dict[str, Any]:
+        found: dict[str, Any] = json.loads(self.line(timeout_s))
+        return found
+
+    def errors(self) -> str:
+        return self.log.read_text(encoding="utf-8", errors="replace")
+
+    def kill(self) -> None:
+        self.popen.kill()
+        self.popen.wait()
+
+    def stop(self) -> int:
+        """Ends it politely, and by force when that takes too long; the exit status."""
+        if self.popen.poll() is None:
+            self.popen.send_signal(signal.SIGTERM)
+            try:
+                self.popen.wait(STOP_S)
+            except subprocess.TimeoutExpired:
+                self.kill()
+        for stream in (self.popen.stdin, self.popen.stdout):
+            if stream is not None and not stream.closed:
+                stream.close()
+        self._log_file.close()
+        return self.popen.returncode
+
+
+@contextmanager
+def running(arguments: list[str], log: Path, env: dict[str, str] | None = None) -> Iterator[Process]:
+    process = Process(arguments, log, env)
+    try:
+        yield process
+    finally:
+        process.stop()
+
+
+@contextmanager
+def simulator(kind: str, tmp_path: Path, *options: str, name: str | None = None) -> Iterator[tuple[Process, dict[str, Any]]]:
+    """``pupil-bridge simulate KIND``; yields the process and its ready line."""
+    with running([sys.executable, "-m", "bridge", "simulate", kind, *options], tmp_path / f"{name or kind}.log") as process:
+        yield process, process.json_line()
+
+
+class Bridge:
+    """A running daemon and its status."""
+
+    def __init__(self, process: Process, socket: Path) -> None:
+        self.process = process
+        self._socket = socket
+
+    def status(self) -> dict[str, Any]:
+        from bridge.service import control_socket
+
+        return control_socket.ask(self._socket, "status")
+
+    def device(self, name: str) -> dict[str, Any]:
+        """Status of one device; {} when it is not known yet."""
+        return next((d for d in self.status()["devices"] if d["name"] == name), {})
+
+    def stream(self, device: str, name: str) -> dict[str, Any]:
+        return next((s for s in self.device(device).get("streams", []) if s["name"] == name), {})
+
+    def wait_locked(self, *devices: str) -> None:
+        for name in devices:
+            wait_until(
+                lambda name=name: self.device(name).get("clock", {}).get("state") == "locked",
+                f"clock of {name} locked; log: {self.process.errors()}",
+            )
+
+
+@contextmanager
+def bridge(tmp_path: Path, config: str, env: dict[str, str] | None = None) -> Iterator[Bridge]:
+    """``pupil-bridge run`` with this configuration (a [service] table is added); yields when its socket answers."""
+    socket = tmp_path / "control.sock"
+    path = tmp_path / "bridge.toml"
+    path.write_text(
+        f'{config}\n[service]\nsocket = "{socket}"\nstate_dir = "{tmp_path / "state"}"\n', encoding="utf-8"
+    )
+    with running([sys.executable, "-m", "bridge", "run", "--config", str(path)], tmp_path / "bridge.log", env) as process:
+
+        def answers() -> bool:
+            assert process.popen.poll() is None, f"the daemon has ended; log: {process.errors()}"
+            return socket.exists()
+
+        wait_until(answers, "the daemon's control socket")
+        yield Bridge(process, socket)
+
+
+@contextmanager
+def lab_recorder(tmp_path: Path, xdf: Path, *queries: str) -> Iterator[Process]:
+    """LabRecorderCLI recording the streams of these queries (such as ``name='pupil_labs_Gaze'``) until it is closed.
+
+    Look for streams before this: it searches for about a second, and exits when a query matches nothing.
+    """
+    command = Path(sys.executable).parent / "LabRecorderCLI"
+    with running([str(command), str(xdf), *queries], tmp_path / "labrecorder.log") as process:
+        yield process
+        assert process.popen.stdin is not None
+        process.popen.stdin.close()  # it stops at the end of its input, and then writes the footers
+        process.popen.wait(STOP_S)
+
+
+def truth(path: Path, stream: str) -> list[dict[str, Any]]:
+    """The simulator's true samples of a stream, in order of sending; a line cut off by a kill is left out."""
+    rows = []
+    for line in path.read_text(encoding="utf-8").splitlines():
+        try:
+            row = json.loads(line)
+        except ValueError:
+            continue
+        if row["stream"] == stream:
+            rows.append(row)
+    return rows
