@@ -8,7 +8,7 @@ from setuptools import find_packages, setup
 ROOT = Path(__file__).parent
 VERSION = "0.1.0"
 
-# The ROS 2 wheels exist for Linux on x86_64 alone; elsewhere, or where a ROS is sourced, the distribution's rclpy is used.
+# The ROS 2 wheels exist for Linux on x86_64 alone; elsewhere, or where a ROS is sourced, its own rclpy is used.
 ROS_WHEELS = [
     f"ros-jazzy-{name}; sys_platform == 'linux' and platform_machine == 'x86_64'"
     for name in (
@@ -32,7 +32,7 @@ setup(
     license="MIT",
     python_requires=">=3.11",
     packages=find_packages(include=["bridge", "bridge.*"]),
-    package_data={"bridge": ["py.typed"]},
+    package_data={"bridge": ["py.typed"], "bridge.simulators": ["data/*.xz"]},
     install_requires=[
         "click>=8.1",
         "msgspec>=0.19",

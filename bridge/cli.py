@@ -91,9 +91,13 @@ def status(as_json: bool, socket_path: Path | None) -> None:
 
 
 @main.command()
-@click.option("--interface", help="IPv4 address of the interface to listen on (default: the first that is not loopback).")
+@click.option(
+    "--interface", help="IPv4 address of the interface to listen on (default: the first that is not loopback)."
+)
 @click.option("--seconds", default=5.0, show_default=True, type=click.FloatRange(0.1), help="How long to listen.")
-@click.option("--core", "core_address", default="127.0.0.1:50020", show_default=True, help="Pupil Remote to ask as well.")
+@click.option(
+    "--core", "core_address", default="127.0.0.1:50020", show_default=True, help="Pupil Remote to ask as well."
+)
 @click.option("--json", "as_json", is_flag=True, help="As JSON.")
 @_errors_in_one_line
 def discover(interface: str | None, seconds: float, core_address: str, as_json: bool) -> None:

@@ -22,7 +22,9 @@ from bridge.supervisor import supervise
 log = logging.getLogger(__name__)
 
 TICK_S = 1.0
-NO_RCLPY = "ROS 2: rclpy is not installed, nothing is published there (pip install 'pupil-bridge[ros]', or source a ROS)"
+NO_RCLPY = (
+    "ROS 2: rclpy is not installed, nothing is published there (pip install 'pupil-bridge[ros]', or source a ROS)"
+)
 
 
 def open_sinks(config: Config) -> list[Sink]:

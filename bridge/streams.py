@@ -58,8 +58,8 @@ class StreamDescriptor(msgspec.Struct, frozen=True):
     """One stream of a device, fixed for the life of the daemon.
 
     ``name`` is unique in the device. ``lsl_suffix`` is appended to the device's LSL prefix ("" for the prefix alone).
-    ``channels`` is empty for text streams. ``instant`` says which moment a device stamp means; ``latency_ns`` is a known
-    constant that is subtracted from it. A device whose stamps go backwards has them put in order within
+    ``channels`` is empty for text streams. ``instant`` says which moment a device stamp means; ``latency_ns`` is a
+    known constant that is subtracted from it. A device whose stamps go backwards has them put in order within
     ``reorder_window_ns``; ``in_order`` False lets them leave as they come. ``arrivals_bound_clock`` is False where
     samples are too old on arrival to say anything about the device's clock.
     """

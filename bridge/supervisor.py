@@ -38,7 +38,12 @@ async def supervise(source: Source) -> None:
                     await source.run()
                 except DeviceUnavailable as error:
                     steady = time.monotonic() - started > STEADY_AFTER_S
-                    log.log(logging.DEBUG if warned and not steady else logging.WARNING, "%s: %s; trying again", source.name, error)
+                    log.log(
+                        logging.DEBUG if warned and not steady else logging.WARNING,
+                        "%s: %s; trying again",
+                        source.name,
+                        error,
+                    )
                     warned = True
                     if not steady:
                         raise

@@ -24,7 +24,6 @@ class Constraint(NamedTuple):
     highest_ns: int
 
 
-
 def _width_ns(constraint: Constraint) -> int:
     return constraint.highest_ns - constraint.lowest_ns
 

@@ -163,7 +163,9 @@ def _describe_stream(info: pylsl.StreamInfo, stream: StreamDescriptor) -> None:
     synchronization.append_child_value("offset_mean", "0")
     synchronization.append_child_value("can_drop_samples", "true")
     synchronization.append_child_value("timestamp_source", "device clock")
-    synchronization.append_child_value("mapping", "round trips to the device, two-sided envelope, followed continuously")
+    synchronization.append_child_value(
+        "mapping", "round trips to the device, two-sided envelope, followed continuously"
+    )
     synchronization.append_child_value("sync_stream", f"{stream.device.lsl_prefix}_Sync")
     synchronization.append_child_value("instant", stream.instant)
     synchronization.append_child_value("latency_subtracted_s", repr(stream.latency_ns * 1e-9))

@@ -64,7 +64,9 @@ async def discover(interface: str | None, core_address: str, seconds: float) -> 
         "interface": chosen.address,
         "broadcast": chosen.broadcast,
         "companions": [
-            {"zre_uuid": peer_uuid, **peer} for peer_uuid, peer in peers.items() if peer["sensors"] or "malformed" in peer
+            {"zre_uuid": peer_uuid, **peer}
+            for peer_uuid, peer in peers.items()
+            if peer["sensors"] or "malformed" in peer
         ],
         "other_peers": [peer["name"] for peer in peers.values() if not peer["sensors"]],
         "core": core,

@@ -17,7 +17,9 @@ class ZmqReader:
     (``poke``), since sending can swallow the edge of an arrival.
     """
 
-    def __init__(self, loop: asyncio.AbstractEventLoop, socket: zmq.Socket[bytes], on_frames: Callable[[list[bytes]], None]) -> None:
+    def __init__(
+        self, loop: asyncio.AbstractEventLoop, socket: zmq.Socket[bytes], on_frames: Callable[[list[bytes]], None]
+    ) -> None:
         self.socket = socket
         self._loop = loop
         self._on_frames = on_frames

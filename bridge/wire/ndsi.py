@@ -199,8 +199,10 @@ def decode_event(frames: Sequence[bytes]) -> tuple[int, str]:
         body = frames[2]
     except (struct.error, IndexError) as error:
         raise MalformedMessage(f"NDSI event has wrong lengths: {_lengths(frames)} instead of [uuid, 16, n]") from error
-    if length != len(body) or length > EVENT_BODY_MAX_BYTES:
+    if length != len(body):
         raise MalformedMessage(f"NDSI event has a body of {len(body)} bytes where its header says {length}")
+    if length > EVENT_BODY_MAX_BYTES:
+        raise MalformedMessage(f"NDSI event has {length} bytes, more than {EVENT_BODY_MAX_BYTES}")
     if encoding != _UTF8:
         raise MalformedMessage(f"NDSI event has the unknown encoding {encoding}")
     try:
@@ -232,7 +234,7 @@ def encode_event(name: str, timestamp_ns: int | None) -> bytes:
     """
     if len(name) > EVENT_NAME_MAX_CHARS:
         raise ValueError(f"An event's name has at most {EVENT_NAME_MAX_CHARS} characters, this one has {len(name)}.")
-    if timestamp_ns is not None and not -_TIME_MAX_NS <= timestamp_ns <= _TIME_MAX_NS:
+    if timestamp_ns is not None and not -_TIME_MAX_NS - 1 <= timestamp_ns <= _TIME_MAX_NS:
         raise ValueError(f"An event's time has 64 bits, {timestamp_ns} ns does not fit.")
     try:
         return msgspec.json.encode({"name": name, "timestamp": timestamp_ns})

@@ -159,8 +159,8 @@ def seconds_to_ns(seconds: float) -> int:
     # NaN fails this comparison too.
     if not -_TIME_LIMIT_S < seconds < _TIME_LIMIT_S:
         raise MalformedMessage(f"Pupil time is out of range: {seconds} s")
-    # round(seconds * 1e9) would be up to 64 ns wrong after six days. The fraction of a second is exact, and its
-    # product with 1e9 is wrong by less than 1e-7 ns: only a value that close to a tie needs exact arithmetic.
+    # round(seconds * 1e9) would be up to 128 ns wrong where Pupil time was set to Unix time. The fraction of a second
+    # is exact, and its product with 1e9 is wrong by less than 1e-7 ns: only what is that close to a tie needs more.
     whole_s = int(seconds)
     fraction_ns = (seconds - whole_s) * 1e9
     rounded_ns = round(fraction_ns)

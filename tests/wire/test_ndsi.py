@@ -307,6 +307,10 @@ class TestEvents:
         with pytest.raises(MalformedMessage):
             ndsi.decode_event([UUID, TIME + header_end, body])
 
+    def test_a_body_that_is_too_large_is_not_even_decoded(self) -> None:
+        with pytest.raises(MalformedMessage, match="4097 bytes, more than 4096"):
+            ndsi.decode_event([UUID, TIME + b"\x01\x10\x00\x00\x00\x00\x00\x00", b"\xff" * 4097])
+
     @pytest.mark.parametrize("frames", [[], [UUID], ECHO[:2], [UUID, b"", b""], [UUID, TIME, b"<<time>>"]])
     def test_missing_frames_are_malformed(self, frames: list[bytes]) -> None:
         with pytest.raises(MalformedMessage, match="wrong lengths"):

@@ -1,0 +1,59 @@
+# make demo   the bridge on two simulated eye trackers; DEMO_ARGS="--duration 20 --report report.json"
+# make test   everything that CI runs: linters, types, import rules, tests
+# Both install what they need, into .venv (and .venv-ndsi for the conformance peer). As root on Debian they also
+# install the Debian packages that are missing; otherwise they say which.
+
+PYTHON ?= $(shell command -v python3.11 || command -v python3)
+PIP_INSTALL := .venv/bin/python -m pip install --quiet --disable-pip-version-check --constraint requirements.lock
+PYTEST_ARGS ?=
+
+.PHONY: demo test check lock ndsi-env benchmark clean
+
+demo: .venv/.ros-installed
+	@.venv/bin/pupil-bridge demo $(DEMO_ARGS)
+
+test: check .venv-ndsi/.installed
+	.venv/bin/python -m pytest $(PYTEST_ARGS)
+
+check: .venv/.test-installed
+	.venv/bin/ruff check .
+	.venv/bin/ruff format --check .
+	.venv/bin/mypy
+	.venv/bin/lint-imports --no-cache
+
+benchmark: .venv/.test-installed
+	.venv/bin/python -m benchmarks.gaze_path
+
+ndsi-env: .venv-ndsi/.installed
+
+.venv/bin/python:
+	@$(PYTHON) -c 'import ensurepip, venv' 2>/dev/null || $(call debian,python3-venv)
+	$(PYTHON) -m venv .venv
+
+.venv/.ros-installed: .venv/bin/python setup.py requirements.lock
+	$(PIP_INSTALL) --editable '.[ros]'
+	@touch $@
+
+.venv/.test-installed: .venv/bin/python setup.py requirements.lock
+	@command -v ip >/dev/null || $(call debian,iproute2)
+	$(PIP_INSTALL) --editable '.[ros,test]'
+	@touch $@
+
+# The unmodified ndsi client lives with numpy < 2 and Python 3.11 alone, so it has an environment of its own.
+.venv-ndsi/.installed: tests/system/ndsi_peer/requirements.lock | .venv/bin/python
+	$(PYTHON) -m venv .venv-ndsi
+	.venv-ndsi/bin/python -m pip install --quiet --disable-pip-version-check --requirement $<
+	@touch $@
+
+# Needs uv: pip install uv
+lock:
+	uv pip compile --universal --python-version 3.11 --extra ros --extra test --no-header --upgrade setup.py -o requirements.lock
+
+clean:
+	rm -rf .venv .venv-ndsi build dist *.egg-info
+
+define debian
+{ if [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then \
+    apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -qq -y --no-install-recommends $(1) >/dev/null; \
+  else echo "please install: $(1)" >&2; exit 1; fi; }
+endef
