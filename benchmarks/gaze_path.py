@@ -191,20 +191,8 @@ def main() -> None:
             ROS_AUTOMATIC_DISCOVERY_RANGE="LOCALHOST",
             ROS_DOMAIN_ID=str(random.randrange(1, 100)),
         )
-        device = stack.enter_context(
-            child(
-                "-m",
-                "bridge",
-                "simulate",
-                "companion",
-                "--gaze-rate",
-                str(options.rate),
-                "--event-rate",
-                "0",
-                stdout=subprocess.PIPE,
-                stderr=subprocess.DEVNULL,
-            )  # fmt: skip
-        )
+        simulate = ["-m", "bridge", "simulate", "companion", "--gaze-rate", str(options.rate), "--event-rate", "0"]
+        device = stack.enter_context(child(*simulate, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL))
         assert device.stdout is not None
         name = json.loads(device.stdout.readline())["name"]
         endpoint, uuid = asyncio.run(endpoint_of_gaze(name))

@@ -1,4 +1,4 @@
-"""The command ``pupil-bridge``. Everything heavy is imported by the command that needs it, so that ``--help`` is quick."""
+"""The command ``pupil-bridge``. What is heavy is imported by the command that needs it, so that ``--help`` is quick."""
 
 from __future__ import annotations
 

@@ -73,7 +73,7 @@ class _Table(BaseModel):
 
 
 class StreamConfig(_Table):
-    """What is known of a stream beforehand. ``latency_ns`` is subtracted from its stamps; a rate of None is not known."""
+    """What is known of a stream beforehand; a rate of None is not known. ``latency_ns`` is subtracted from stamps."""
 
     expected_rate_hz: RateHz = None
     latency_ms: LatencyMs = 0.0

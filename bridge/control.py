@@ -1,4 +1,4 @@
-"""The one control surface: what the command line, and later ROS services, LSL markers and HTTP, can ask of the daemon."""
+"""The one control surface: what the command line, and later ROS, LSL markers and HTTP, can ask of the daemon."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ class Control:
         self._started_ns = pipeline.now_ns()
 
     def status(self) -> dict[str, Any]:
-        """Everything that is known now: devices with their clock and streams, sources, sinks, seconds since the start."""
+        """Everything that is known now: devices with clock and streams, sources, sinks, seconds since the start."""
         now_ns = self._pipeline.now_ns()
         return {
             "version": __version__,

@@ -8,6 +8,7 @@ import json
 import os
 import random
 import selectors
+import socket
 import subprocess
 import sys
 import tempfile
@@ -43,6 +44,7 @@ CONFIG = """\
 [[source]]
 type = "ndsi"
 interface = "127.0.0.1"
+beacon_port = {beacon_port}
 [[source.device]]
 match = {companion}
 name = "companion"
@@ -72,18 +74,22 @@ type = "ros2"
 
 
 def run(*, duration_s: float, report: Path | None, ros: bool, truth_dir: Path | None) -> None:
-    """Runs until Ctrl-C or for ``duration_s``, and writes ``report``. Raises BridgeError when something does not start."""
+    """Runs until Ctrl-C or for ``duration_s``, writes ``report``. Raises BridgeError when something does not start."""
     console = Console()
     with contextlib.ExitStack() as stack:
         directory = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="pupil-bridge-demo-")))
         _stay_on_this_machine(directory, ros, console)
         if truth_dir is not None:
             truth_dir.mkdir(parents=True, exist_ok=True)
+        # A beacon port of its own: other simulated devices and bridges on this machine are not in the demo.
+        beacon_port = _free_udp_port()
+        clock = ("--offset-s", "1000", "--drift-ppm", "50")
         companion = stack.enter_context(
-            _simulator("companion", "--offset-s", "1000", "--drift-ppm", "50", *_truth(truth_dir, "companion"))
+            _simulator("companion", "--beacon-port", str(beacon_port), *clock, *_truth(truth_dir, "companion"))
         )
         core = stack.enter_context(_simulator("core", "--port", "0", "--drift-ppm", "-20", *_truth(truth_dir, "core")))
         text = CONFIG.format(
+            beacon_port=beacon_port,
             companion=json.dumps(companion["name"]),
             gaze_hz=companion["streams"]["gaze"],
             event_hz=companion["streams"]["event"],
@@ -115,6 +121,13 @@ def _stay_on_this_machine(directory: Path, ros: bool, console: Console) -> None:
         console.print("ROS 2: see the topics with this:")
         names = ("ROS_DOMAIN_ID", "ROS_AUTOMATIC_DISCOVERY_RANGE")
         console.print("  " + " ".join(f"{name}={os.environ[name]}" for name in names), soft_wrap=True)
+
+
+def _free_udp_port() -> int:
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+    return port
 
 
 def _truth(truth_dir: Path | None, name: str) -> list[str]:

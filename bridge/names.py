@@ -1,4 +1,4 @@
-"""The names of discovered devices, kept over restarts, so that an LSL stream or a ROS topic is always the same device's.
+"""The names of discovered devices, kept over restarts: an LSL stream or a ROS topic is always the same device's.
 
 A name is taken from what the device calls itself, at first sight. It never depends on how many devices are there.
 """

@@ -24,7 +24,7 @@ PATIENCE_S = 5.0
 
 
 def default_socket_path() -> Path:
-    """systemd's runtime directory, /run for root, the user's runtime directory, or a directory of the user's in /tmp."""
+    """systemd's runtime directory, /run for root, the user's runtime directory, or one of the user's in /tmp."""
     if directory := os.environ.get("RUNTIME_DIRECTORY"):
         return Path(directory.split(":")[0]) / "control.sock"
     if sys.platform.startswith("linux") and os.geteuid() == 0:

@@ -60,7 +60,7 @@ def run(options: CompanionOptions) -> int:
                 healthy = app.serve(wakeup, lambda: signalled() or _passed(end_ns))
                 if healthy:
                     app.retire()
-                _log.info("ignored %d malformed messages and %d datagrams", app.malformed, peer.malformed)
+                _log.debug("ignored %d malformed messages and %d datagrams", app.malformed, peer.malformed)
             finally:
                 clean = peer.stop()
     finally:

@@ -123,7 +123,7 @@ class Capture:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._context.destroy(linger=200)
-        log.info("published %s, lost %d on purpose", self._sequences, self._loss.lost)
+        log.debug("published %s, lost %d on purpose", self._sequences, self._loss.lost)
 
     def description(self) -> Mapping[str, Any]:
         """The line that tells a parent process where everything is."""

@@ -196,7 +196,7 @@ class Ros2Sink:
 
 
 def _time(ns: int) -> Time:
-    """A ROS time; one that does not fit (a device's clock can be set to anything) is zero, which ROS reads as unknown."""
+    """A ROS time. One that does not fit (a device can have any time) is zero, which ROS reads as unknown."""
     sec, nanosec = divmod(ns, 1_000_000_000)
     return Time(sec=sec, nanosec=nanosec) if sec in SECONDS_RANGE else Time()
 

@@ -152,7 +152,7 @@ class Phone:
         payload = ndsi.encode_event(ndsi.TIME_ECHO, None)
         while True:
             wait_s = (clock.next_ping_ns() - monotonic_ns()) / 1e9
-            if wait_s > 0 or not any(sensor.streaming for sensor in self._event_sensors()):
+            if wait_s > 0 or not any(sensor.may_echo for sensor in self._event_sensors()):
                 await asyncio.sleep(min(max(wait_s, PING_POLL_S), 4 * PING_POLL_S))
                 continue
             self._exchange = exchange = EchoExchange()

@@ -20,6 +20,7 @@ DATA_HIGH_WATER_MARK = 4_000  # 20 s of gaze at 200 Hz
 MAX_MESSAGE_BYTES = 1 << 20
 ASK_AGAIN_S = 0.25
 ASK_AGAIN_MAX_S = 2.0
+ECHO_ANYWAY_S = 2.0
 
 
 class Sensor:
@@ -38,6 +39,7 @@ class Sensor:
     ) -> None:
         self.attach = attach
         self.streaming = False
+        self._attached_at = loop.time()
         self.controls: dict[str, object] = {}
         self._loop = loop
         self._label = label
@@ -50,8 +52,16 @@ class Sensor:
         self._readers: list[ZmqReader] = []
         self._readers.append(ZmqReader(loop, _subscriber(context, attach.notify_endpoint, topic, 1000), self._notified))
         if on_data is not None and attach.data_endpoint is not None:
+
+            def on_frames(frames: list[bytes]) -> None:
+                if frames[0] != topic:
+                    return  # subscriptions match by prefix
+                if "streaming" not in self.controls:
+                    self.streaming = True  # data is the proof, where the control's update was lost
+                on_data(frames)
+
             data = _subscriber(context, attach.data_endpoint, topic, DATA_HIGH_WATER_MARK)
-            self._readers.append(ZmqReader(loop, data, on_data))
+            self._readers.append(ZmqReader(loop, data, on_frames))
         self._wants_streaming = on_data is not None
         self._command = context.socket(zmq.PUSH)
         self._command.setsockopt(zmq.LINGER, 0)
@@ -104,9 +114,10 @@ class Sensor:
             self._timer = self._loop.call_later(self._ask_again_s, self._ask)
         self.streaming = on
 
-    def data_seen(self) -> None:
-        """Data is the proof of streaming, also where the control's update was lost."""
-        self.streaming = True
+    @property
+    def may_echo(self) -> bool:
+        """Whether a ping is worth sending: it streams, or has had the time to and never said."""
+        return self.streaming or self._loop.time() - self._attached_at > ECHO_ANYWAY_S
 
     def close(self) -> None:
         if self._timer is not None:
