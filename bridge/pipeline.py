@@ -23,6 +23,7 @@ HOLD_MAX_SAMPLES = 20_000  # a stream's share of memory while its clock is not l
 REORDER_MAX_SAMPLES = 5_000
 REORDER_PATIENCE_NS = 500_000_000  # a paused stream's last samples leave this long after their window
 RATE_WINDOW_TICKS = 5
+FUTURE_LIMIT_NS = 10_000_000  # beyond the bound; less is clamped to the arrival
 
 
 class ClockStatus(msgspec.Struct, frozen=True):
@@ -93,6 +94,22 @@ class StreamInput:
         """Takes one datum as it was received; ``payload`` fits the descriptor's channels."""
         self.samples_in += 1
         self.last_received_ns = received_ns
+        sample = Sample(self.descriptor, device_ns, received_ns, payload)
+        if self.device.clock.locked:
+            self._take(sample)
+        else:
+            self._hold(sample)
+
+    def _take(self, sample: Sample) -> None:
+        """A sample whose clock is locked."""
+        device_ns, descriptor, clock = sample.device_ns, self.descriptor, self.device.clock
+        if clock.ahead_ns(device_ns, sample.received_ns) > FUTURE_LIMIT_NS:
+            # A corrupt stamp, or a clock that has stepped: round trips tell which, and nothing is mapped wrongly.
+            self.dropped["from_the_future"] += 1
+            clock.request_burst()
+            return
+        if descriptor.arrivals_bound_clock:
+            clock.arrival(device_ns, sample.received_ns)
         newest = self._newest_device_ns
         if newest is None:
             self._newest_device_ns = device_ns
@@ -101,10 +118,6 @@ class StreamInput:
             if device_ns > newest:
                 self._span_ns += device_ns - newest
                 self._newest_device_ns = device_ns
-        descriptor = self.descriptor
-        if descriptor.arrivals_bound_clock:
-            self.device.clock.arrival(device_ns, received_ns)
-        sample = Sample(descriptor, device_ns, received_ns, payload)
         if descriptor.reorder_window_ns:
             self._put_in_order(sample)
         else:
@@ -127,10 +140,8 @@ class StreamInput:
 
     def _map(self, sample: Sample) -> None:
         mapped = self.device.clock.map(sample.device_ns)
-        if mapped is None:
-            self._hold(sample)
-        else:
-            self._emit(sample, mapped)
+        assert mapped is not None, "the clock was locked when the sample was taken, and begin_epoch clears what waits"
+        self._emit(sample, mapped)
 
     def _hold(self, sample: Sample) -> None:
         if not self.device.hold_ns or len(self._held) >= HOLD_MAX_SAMPLES:
@@ -164,7 +175,7 @@ class StreamInput:
     def clock_locked(self) -> None:
         held, self._held = self._held, deque()
         for sample in held:
-            self._map(sample)
+            self._take(sample)
 
     def begin_epoch(self) -> None:
         """The device's clock is another one now: nothing that waits can be mapped with it."""
@@ -237,7 +248,7 @@ class Device:
 
     def ping(self, trip: RoundTrip) -> None:
         """Feeds a round trip to the clock, and what waits for the clock to the sinks."""
-        before = self.clock.map(trip.device_ns) is not None
+        before = self.clock.locked
         epoch = self.clock.epoch
         accepted = self.clock.ping(trip)
         if not accepted:
@@ -246,7 +257,7 @@ class Device:
             log.warning("%s: the device's clock has stepped; epoch %d begins", self.descriptor.name, self.clock.epoch)
             for stream in self.streams.values():
                 stream.begin_epoch()
-        if not before and self.clock.map(trip.device_ns) is not None:
+        if not before and self.clock.locked:
             log.info(
                 "%s: clock locked, offset %+.6f s, bound %.3f ms",
                 self.descriptor.name,

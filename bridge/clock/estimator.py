@@ -21,6 +21,7 @@ PINGS_TO_LOCK = 5
 HOLDOVER_INTERVALS = 5  # pings missed before the state says so
 STEP_MARGIN_NS = 100_000  # beyond the bound: room for the rate's wander over a long silence
 PRECISION_WINDOW = 64
+NEWEST_AHEAD_NS = 100_000_000  # samples are stamped before the round trip that follows them ends
 
 
 class ClockSettings(msgspec.Struct, frozen=True):
@@ -103,10 +104,7 @@ class Clock:
 
     def arrival(self, device_ns: int, received_ns: int) -> None:
         """Takes a sample's arrival: one from the future means that the device's clock has stepped, so ask at once."""
-        if self._output is None:
-            return
-        early_ns = self._output.to_host(device_ns) - received_ns
-        if early_ns > 0 and early_ns > self._bound_at(device_ns) + STEP_MARGIN_NS:
+        if self.ahead_ns(device_ns, received_ns) > STEP_MARGIN_NS:
             self.request_burst()
 
     def request_burst(self) -> None:
@@ -116,6 +114,20 @@ class Clock:
             self._next_ping_ns = 0
 
     # --- out ----------------------------------------------------------------------------------------------------
+
+    @property
+    def locked(self) -> bool:
+        """Whether ``map`` has an answer."""
+        return self._output is not None
+
+    def ahead_ns(self, device_ns: int, received_ns: int) -> float:
+        """How far beyond the bound a stamp lies after its own arrival: more than 0 is impossible while the clock holds.
+
+        Minus infinity until the clock is locked.
+        """
+        if self._output is None:
+            return float("-inf")
+        return self._output.to_host(device_ns) - received_ns - self._bound_at(device_ns)
 
     def map(self, device_ns: int) -> Mapped | None:
         """Host time of a device time; None until the clock is locked."""
@@ -231,6 +243,7 @@ class Clock:
         assert self._output is not None
         at_ns = self._reference_ns
         if self._newest_mapped_ns is not None:
-            at_ns = max(at_ns, self._newest_mapped_ns + 1)
+            # What was mapped stays as it was; but one stamp from the future must not keep corrections from the present.
+            at_ns = max(at_ns, min(self._newest_mapped_ns + 1, at_ns + NEWEST_AHEAD_NS))
         rate = self._envelope.rate
         self._output.steer(at_ns, self._offset_ns + (at_ns - self._reference_ns) * rate, rate)
