@@ -10,9 +10,9 @@ from collections.abc import Awaitable, Callable
 from pathlib import Path
 
 from bridge.clock import ClockSettings
-from bridge.config import Config, LslSink, NdsiSource
+from bridge.config import Config, LslSink, NdsiSource, Ros2Sink
 from bridge.control import Control
-from bridge.errors import ConfigError
+from bridge.errors import BridgeError, ConfigError
 from bridge.names import DeviceNames, default_state_dir
 from bridge.pipeline import Pipeline, Sink
 from bridge.service import control_socket
@@ -25,10 +25,11 @@ TICK_S = 1.0
 NO_RCLPY = (
     "ROS 2: rclpy is not installed, nothing is published there (pip install 'pupil-bridge[ros]', or source a ROS)"
 )
+NO_ROS = "ROS 2: cannot be started, nothing is published there: %s"
 
 
 def open_sinks(config: Config) -> list[Sink]:
-    """The sinks of the configuration. One whose library is missing is said in one line and left out.
+    """The sinks of the configuration. One that this computer cannot run is said in one line and left out.
 
     Raises ConfigError when none is left.
     """
@@ -38,18 +39,29 @@ def open_sinks(config: Config) -> list[Sink]:
             from bridge.sinks import lsl
 
             sinks.append(lsl.LslSink(sink.max_buffered_s))
-        else:
-            try:
-                from bridge.sinks import ros2
-            except ImportError as error:
-                if error.name is not None and error.name.startswith("bridge"):
-                    raise
-                log.warning(NO_RCLPY)
-                continue
-            sinks.append(ros2.Ros2Sink(sink.namespace, sink.node_name, sink.queue_size))
+        elif (opened := _open_ros2(sink)) is not None:
+            sinks.append(opened)
     if not sinks:
         raise ConfigError("no sink can be opened: install what it needs, or configure another one")
     return sinks
+
+
+def _open_ros2(sink: Ros2Sink) -> Sink | None:
+    try:
+        from bridge.sinks import ros2
+    except ImportError as error:
+        if error.name == "rclpy":
+            log.warning(NO_RCLPY)
+        elif error.name is not None and error.name.startswith("bridge"):
+            raise
+        else:  # a ROS for another Python, or without the messages that are needed
+            log.error(NO_ROS, " ".join(str(error).split()))
+        return None
+    try:
+        return ros2.Ros2Sink(sink.namespace, sink.node_name, sink.queue_size)
+    except BridgeError as error:  # a wrong environment; the traceback would say no more
+        log.error(NO_ROS, error)
+        return None
 
 
 def make_sources(config: Config) -> list[Source]:

@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import os
 import queue
+import sys
 import threading
 from collections import Counter
 from collections.abc import Callable
@@ -18,14 +20,17 @@ import rclpy
 from builtin_interfaces.msg import Time
 from diagnostic_msgs.msg import DiagnosticArray, DiagnosticStatus, KeyValue
 from geometry_msgs.msg import PointStamped
+from rclpy._rclpy_pybind11 import RCLError  # rclpy.exceptions does not have it
 from rclpy.context import Context
 from rclpy.node import Node
+from rclpy.parameter import Parameter
 from rclpy.qos import QoSProfile
 from rclpy.signals import SignalHandlerOptions
 from sensor_msgs.msg import TimeReference
 
 from bridge.clock import ClockState, Mapped
 from bridge.clock.host import RealtimeOffset
+from bridge.errors import BridgeError
 from bridge.pipeline import ClockStatus
 from bridge.streams import DeviceDescriptor, GazePosition, Sample, StreamDescriptor, StreamKind
 
@@ -33,6 +38,7 @@ log = logging.getLogger(__name__)
 
 DEPTH = 50
 JOIN_TIMEOUT_S = 2.0
+MAX_DOMAIN_ID = 232  # beyond it a port number is too high, and Fast DDS ends the whole process without a word to Python
 SECONDS_RANGE = range(-(2**31), 2**31)  # builtin_interfaces/Time counts seconds in 32 bits
 
 
@@ -55,16 +61,9 @@ class Ros2Sink:
     name = "ros2"
 
     def __init__(self, namespace: str, node_name: str, queue_size: int) -> None:
+        """Joins the ROS network. Raises BridgeError where the environment does not let it."""
         self._context = Context()
-        rclpy.init(context=self._context, signal_handler_options=SignalHandlerOptions.NO)
-        self._node = Node(
-            node_name,
-            context=self._context,
-            namespace=namespace,
-            # Nobody spins this node yet: services that never answer would only mislead.
-            start_parameter_services=False,
-            enable_rosout=False,
-        )
+        self._node = _join(self._context, namespace, node_name)
         self._realtime = RealtimeOffset()
         self._qos = QoSProfile(depth=DEPTH)
         self._diagnostics = self._node.create_publisher(DiagnosticArray, "/diagnostics", 10)
@@ -193,6 +192,32 @@ class Ros2Sink:
             )
         ]
         self._diagnostics.publish(array)
+
+
+def _join(context: Context, namespace: str, node_name: str) -> Node:
+    """The node, on the network. Raises BridgeError with what ROS says, in one line."""
+    domain_id = os.environ.get("ROS_DOMAIN_ID", "")
+    if domain_id.isdecimal() and int(domain_id) > MAX_DOMAIN_ID:
+        raise BridgeError(f"ROS_DOMAIN_ID is {domain_id}, more than {MAX_DOMAIN_ID}")
+    try:
+        rclpy.init(
+            # ROS would write a log file for every run, and not start where it cannot (a service has no HOME).
+            args=[*sys.argv, "--ros-args", "--disable-external-lib-logs"],
+            context=context,
+            signal_handler_options=SignalHandlerOptions.NO,
+        )
+        return Node(
+            node_name,
+            context=context,
+            namespace=namespace,
+            # Nobody spins this node yet: services that never answer would only mislead.
+            start_parameter_services=False,
+            parameter_overrides=[Parameter("start_type_description_service", value=False)],
+            enable_rosout=False,
+        )
+    except RCLError as error:
+        context.try_shutdown()
+        raise BridgeError(" ".join(str(error).split())) from error
 
 
 def _time(ns: int) -> Time:

