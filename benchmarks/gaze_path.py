@@ -1,6 +1,6 @@
 """CPU per gaze sample, device socket to LSL push and ROS publish: the bridge beside the bare libraries.
 
-    .venv/bin/python -m benchmarks.gaze_path [--rate 200] [--seconds 20]
+    .venv/bin/python -m benchmarks.gaze_path [--rate 200] [--seconds 10] [--repeats 3]
 
 One simulated Companion device sends to one process under test at a time; a reader process takes what comes out. The
 floor is a single-threaded loop of pyzmq, struct, pylsl and rclpy that republishes the same samples: no discovery, no
@@ -14,6 +14,7 @@ import asyncio
 import json
 import os
 import random
+import statistics
 import struct
 import subprocess
 import sys
@@ -180,7 +181,8 @@ def bridge_config(directory: Path, ros: bool) -> Path:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rate", type=float, default=200.0)
-    parser.add_argument("--seconds", type=float, default=20.0)
+    parser.add_argument("--seconds", type=float, default=10.0)
+    parser.add_argument("--repeats", type=int, default=3, help="floor and bridge in turn, this many times")
     options = parser.parse_args()
     with ExitStack() as stack:
         directory = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="pupil-bridge-benchmark-")))
@@ -196,26 +198,33 @@ def main() -> None:
         assert device.stdout is not None
         name = json.loads(device.stdout.readline())["name"]
         endpoint, uuid = asyncio.run(endpoint_of_gaze(name))
-        print(f"CPU per gaze sample at {options.rate:.0f} Hz, whole process, {options.seconds:.0f} s each\n")
+        print(
+            f"CPU per gaze sample at {options.rate:.0f} Hz, whole process; floor and bridge in turn, "
+            f"{options.repeats} x {options.seconds:.0f} s each, medians\n"
+        )
         print(f"{'outputs':<12} {'readers':<8} {'floor us':>9} {'bridge us':>10} {'ratio':>6}")
         for ros in (False, True):
             for readers in (False, True):
-                costs = []
-                for bridged in (False, True):
-                    if bridged:
-                        arguments = ["-m", "bridge", "run", "--config", str(bridge_config(directory, ros))]
-                    else:
-                        arguments = ["-m", "benchmarks.gaze_path", "floor", endpoint, uuid, str(int(ros))]
-                    with ExitStack() as run:
-                        process = run.enter_context(child(*arguments))
-                        if readers:
-                            run.enter_context(child("-m", "benchmarks.gaze_path", "lsl-reader"))
-                            if ros:
-                                run.enter_context(child("-m", "benchmarks.gaze_path", "ros-reader"))
-                        costs.append(measure(process, options.rate, options.seconds))
+                costs: tuple[list[float], list[float]] = ([], [])
+                for _ in range(options.repeats):
+                    for bridged in (False, True):
+                        if bridged:
+                            arguments = ["-m", "bridge", "run", "--config", str(bridge_config(directory, ros))]
+                        else:
+                            arguments = ["-m", "benchmarks.gaze_path", "floor", endpoint, uuid, str(int(ros))]
+                        with ExitStack() as run:
+                            process = run.enter_context(child(*arguments))
+                            if readers:
+                                run.enter_context(child("-m", "benchmarks.gaze_path", "lsl-reader"))
+                                if ros:
+                                    run.enter_context(child("-m", "benchmarks.gaze_path", "ros-reader"))
+                            costs[bridged].append(measure(process, options.rate, options.seconds))
                 outputs = "LSL + ROS 2" if ros else "LSL"
-                ratio = costs[1] / costs[0]
-                print(f"{outputs:<12} {'yes' if readers else 'no':<8} {costs[0]:9.1f} {costs[1]:10.1f} {ratio:6.2f}")
+                least, ours = statistics.median(costs[0]), statistics.median(costs[1])
+                ratio = statistics.median(b / a for a, b in zip(*costs, strict=True))
+                print(
+                    f"{outputs:<12} {'yes' if readers else 'no':<8} {least:9.1f} {ours:10.1f} {ratio:6.2f}", flush=True
+                )
 
 
 if __name__ == "__main__":

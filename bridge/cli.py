@@ -8,7 +8,7 @@ import json
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, ParamSpec
+from typing import Any, ClassVar, ParamSpec
 
 import click
 
@@ -64,7 +64,7 @@ def run(config_path: Path) -> None:
 @click.argument("file", type=click.Path(path_type=Path))
 @_errors_in_one_line
 def check_config(file: Path) -> None:
-    """Say whether FILE is a good configuration, and name everything that is wrong with it."""
+    """Check the configuration FILE, and name all its faults."""
     from bridge import config
 
     tree = config.load(file)
@@ -76,7 +76,10 @@ def check_config(file: Path) -> None:
 @click.option("--socket", "socket_path", type=click.Path(path_type=Path), help="The daemon's control socket.")
 @_errors_in_one_line
 def status(as_json: bool, socket_path: Path | None) -> None:
-    """Show what a running daemon knows: devices, streams, rates, clocks, drops."""
+    """Show a running daemon's devices, streams and clocks.
+
+    Rates, ages and drops of every stream; offset, error bound and drift of every device's clock.
+    """
     from bridge.service import control_socket
 
     tree = control_socket.ask(socket_path or control_socket.default_socket_path(), "status")
@@ -101,7 +104,10 @@ def status(as_json: bool, socket_path: Path | None) -> None:
 @click.option("--json", "as_json", is_flag=True, help="As JSON.")
 @_errors_in_one_line
 def discover(interface: str | None, seconds: float, core_address: str, as_json: bool) -> None:
-    """List the eye trackers that can be heard now, and their sensors."""
+    """List the eye trackers that can be heard now.
+
+    Companion devices with their sensors, and one Pupil Capture. It uses none of them.
+    """
     from bridge import daemon
     from bridge.service import logs
     from bridge.sources import discovery
@@ -122,16 +128,22 @@ def discover(interface: str | None, seconds: float, core_address: str, as_json: 
 @click.option("--truth", "truth_dir", type=click.Path(path_type=Path), help="Directory for the simulators' true times.")
 @_errors_in_one_line
 def demo(duration: float, report: Path | None, no_ros: bool, truth_dir: Path | None) -> None:
-    """Run the bridge on a simulated Companion device and a simulated Pupil Core, all on this machine."""
+    """Run the bridge on two simulated eye trackers.
+
+    A Companion device and a Pupil Core, each in its own process, all on this machine, with a live table.
+    """
     from bridge import demo as demo_module
 
     demo_module.run(duration_s=duration, report=report, ros=not no_ros, truth_dir=truth_dir)
 
 
 class _Simulators(click.Group):
-    """Imports a simulator when its name is used."""
+    """Imports a simulator when its name is used, not to list it."""
 
-    NAMES = ("companion", "core")
+    NAMES: ClassVar = {
+        "companion": "Be a phone with the Companion app (NDSI v4).",
+        "core": "Be a Pupil Capture: Pupil Remote and the IPC backbone.",
+    }
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         return list(self.NAMES)
@@ -143,7 +155,14 @@ class _Simulators(click.Group):
         command: click.Command = module.command
         return command
 
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        with formatter.section("Commands"):
+            formatter.write_dl(list(self.NAMES.items()))
+
 
 @main.group(cls=_Simulators)
 def simulate() -> None:
-    """Be an eye tracker that speaks the real protocol, for tests and for trying things out."""
+    """Be an eye tracker, to test and to try things out.
+
+    It speaks the real protocol, from a process of its own, and knows the truth about its clock.
+    """

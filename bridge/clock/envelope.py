@@ -37,9 +37,16 @@ class Envelope:
         self.rate_bound = PRIOR_RATE
 
     def add(self, new: Constraint) -> None:
-        """Keeps ``new`` if it is the tightest of its second, and estimates the rate again."""
+        """Keeps ``new`` if it is the tightest of its second, and estimates the rate again.
+
+        One of a second before the newest is left out: what is kept stays in the order of device time.
+        """
         kept = self.constraints
-        if kept and kept[-1].device_ns // BLOCK_NS == new.device_ns // BLOCK_NS:
+        block = new.device_ns // BLOCK_NS
+        newest_block = kept[-1].device_ns // BLOCK_NS if kept else block - 1
+        if block < newest_block:
+            return
+        if block == newest_block:
             # The older one has widened by the rate's prior on its way to now.
             if _width_ns(new) <= _width_ns(kept[-1]) + 2 * PRIOR_RATE * (new.device_ns - kept[-1].device_ns):
                 kept[-1] = new
@@ -67,8 +74,9 @@ class Envelope:
         self.rate = (lowest + highest) / 2
         self.rate_bound = (highest - lowest) / 2 + WANDER_RATE
 
-    def offset_at(self, device_ns: int) -> tuple[float, float]:
-        """The offset at ``device_ns`` and its bound, ns.
+    def offset_at(self, device_ns: int) -> tuple[int, float]:
+        """The offset at ``device_ns`` and its bound, ns. The offset is an integer: as a float, one of 50 years is
+        only good to 256 ns.
 
         The estimate is the middle of what a quarter of the rate bound allows (the rate is usually known far better
         than its bound says); the bound is what all of it allows. Constraints that contradict newer ones are forgotten:
@@ -82,17 +90,22 @@ class Envelope:
                 self.constraints.popleft()
         near_lowest, near_highest = self._interval(device_ns, self.rate_bound / 4)
         middle = (near_lowest + near_highest) / 2
-        offset = min(max(middle, lowest), highest)
-        return offset, max(highest - offset, offset - lowest)
+        offset = round(min(max(middle, lowest), highest))
+        return self._base_ns + offset, max(highest - offset, offset - lowest)
+
+    @property
+    def _base_ns(self) -> int:
+        """What intervals are relative to, so that their floats are small and exact."""
+        return self.constraints[-1].lowest_ns
 
     def _interval(self, device_ns: int, rate_bound: float) -> tuple[float, float]:
-        rate = self.rate
+        """The lowest and the highest offset that all constraints allow, relative to ``_base_ns``."""
+        rate, base = self.rate, self._base_ns
         lowest, highest = float("-inf"), float("inf")
-        base = self.constraints[-1].lowest_ns  # keeps the floats small, so that they stay exact
         for at, low, high in self.constraints:
             age = device_ns - at
             drift = rate * age
             widening = abs(age) * rate_bound
             lowest = max(lowest, low - base + drift - widening)
             highest = min(highest, high - base + drift + widening)
-        return base + lowest, base + highest
+        return lowest, highest

@@ -60,7 +60,7 @@ class Clock:
         self._pings_in_epoch = 0
         self._reference_ns = 0  # device time of the newest accepted round trip
         self._last_received_ns: int | None = None
-        self._offset_ns = 0.0  # the estimate at _reference_ns
+        self._offset_ns = 0  # the estimate at _reference_ns
         self._bound_ns = 0.0
         self._precision_ns = 0.0
         self._newest_mapped_ns: int | None = None
@@ -80,19 +80,21 @@ class Clock:
         if trip.received_ns < trip.sent_ns:
             self.pings_rejected += 1
             return False
-        if self._output is not None and self._contradicts(trip):
+        if self._pings_in_epoch and self._contradicts(trip):
             self.pings_rejected += 1
             suspect, self._suspect = self._suspect, trip
             if suspect is None or not _agree(suspect, trip):
                 self.request_burst()
                 return False
             rate, rate_bound = self._envelope.rate, self._envelope.rate_bound
+            locked = self.locked
             self.epoch += 1
             self._start_epoch()
             self._envelope.rate, self._envelope.rate_bound = rate, rate_bound
             self._accept(suspect)
             self._accept(trip)
-            self._lock()
+            if locked:  # else there is time to lock as always
+                self._lock()
             return True
         self._suspect = None
         self._accept(trip)
@@ -138,7 +140,7 @@ class Clock:
             self._newest_mapped_ns = device_ns
         host_ns = output.to_host(device_ns)
         elapsed_ns = device_ns - self._reference_ns
-        behind_ns = abs(device_ns + self._offset_ns + elapsed_ns * self._envelope.rate - host_ns)
+        behind_ns = abs(device_ns + self._offset_ns - host_ns + elapsed_ns * self._envelope.rate)
         state = ClockState.LOCKED
         if elapsed_ns > HOLDOVER_INTERVALS * self.ping_interval_ns:
             state = ClockState.HOLDOVER
@@ -171,7 +173,7 @@ class Clock:
     @property
     def offset_ns(self) -> int | None:
         """The estimate at the newest round trip: add it to device time to get host time."""
-        return None if self._output is None else round(self._offset_ns)
+        return None if self._output is None else self._offset_ns
 
     @property
     def bound_ns(self) -> int | None:
@@ -191,7 +193,7 @@ class Clock:
         """What the output still lacks to the estimate, at the newest round trip."""
         if self._output is None:
             return 0
-        return round(self._reference_ns - self._output.to_host(self._reference_ns) + self._offset_ns)
+        return self._reference_ns - self._output.to_host(self._reference_ns) + self._offset_ns
 
     @property
     def rtts_ns(self) -> tuple[int, int] | None:
@@ -212,11 +214,10 @@ class Clock:
         return self._bound_ns + abs(device_ns - self._reference_ns) * self._envelope.rate_bound
 
     def _contradicts(self, trip: RoundTrip) -> bool:
-        elapsed_ns = trip.device_ns - self._reference_ns
-        expected_ns = self._offset_ns + elapsed_ns * self._envelope.rate
+        drift_ns = (trip.device_ns - self._reference_ns) * self._envelope.rate
         room_ns = self._bound_at(trip.device_ns) + STEP_MARGIN_NS
-        constraint = _constraint(trip)
-        return constraint.lowest_ns > expected_ns + room_ns or constraint.highest_ns < expected_ns - room_ns
+        lowest_ns, highest_ns = trip.lowest_offset_ns - self._offset_ns, trip.highest_offset_ns - self._offset_ns
+        return lowest_ns > drift_ns + room_ns or highest_ns < drift_ns - room_ns
 
     def _accept(self, trip: RoundTrip) -> None:
         first = self._pings_in_epoch == 0
@@ -225,14 +226,15 @@ class Clock:
         self._recent_rtts_ns.append(trip.rtt_ns)
         self._last_received_ns = trip.received_ns
         reference_ns = trip.device_ns if first else max(trip.device_ns, self._reference_ns)
-        predicted_ns = self._offset_ns + (reference_ns - self._reference_ns) * self._envelope.rate
+        drift_ns = (reference_ns - self._reference_ns) * self._envelope.rate
+        previous_ns = self._offset_ns
         self._envelope.add(_constraint(trip))
         self._reference_ns = reference_ns
         self._offset_ns, self._bound_ns = self._envelope.offset_at(reference_ns)
         if first:
             self._precision_ns = self._bound_ns
         else:
-            self._residuals_ns.append(abs(self._offset_ns - predicted_ns))
+            self._residuals_ns.append(abs(self._offset_ns - previous_ns - drift_ns))
             ordered = sorted(self._residuals_ns)
             self._precision_ns = ordered[int(0.95 * (len(ordered) - 1))]
 
@@ -246,4 +248,4 @@ class Clock:
             # What was mapped stays as it was; but one stamp from the future must not keep corrections from the present.
             at_ns = max(at_ns, min(self._newest_mapped_ns + 1, at_ns + NEWEST_AHEAD_NS))
         rate = self._envelope.rate
-        self._output.steer(at_ns, self._offset_ns + (at_ns - self._reference_ns) * rate, rate)
+        self._output.steer(at_ns, self._offset_ns + round((at_ns - self._reference_ns) * rate), rate)

@@ -30,8 +30,8 @@ def _host_ns(knot: Knot, device_ns: int) -> int:
 class SlewedOutput:
     """Maps device to host time within one epoch, and back."""
 
-    def __init__(self, device_ns: int, offset_ns: float, rate: float) -> None:
-        self._knots = [Knot(device_ns, device_ns + round(offset_ns), rate)]
+    def __init__(self, device_ns: int, offset_ns: int, rate: float) -> None:
+        self._knots = [Knot(device_ns, device_ns + offset_ns, rate)]
         self._starts = [device_ns]
 
     def to_host(self, device_ns: int) -> int:
@@ -46,7 +46,7 @@ class SlewedOutput:
         knot = next((k for k in reversed(self._knots) if k.host_ns <= host_ns), self._knots[0])
         return knot.device_ns + round((host_ns - knot.host_ns) / (1.0 + knot.slope))
 
-    def steer(self, device_ns: int, offset_ns: float, rate: float) -> None:
+    def steer(self, device_ns: int, offset_ns: int, rate: float) -> None:
         """From ``device_ns`` on, glide to ``device_ns + offset_ns`` and then run at ``rate``.
 
         ``device_ns`` must not precede a time that was already mapped, else that mapping would change.
@@ -55,8 +55,8 @@ class SlewedOutput:
         while len(knots) > 1 and knots[-1].device_ns >= device_ns:
             knots.pop()
         start_ns = _host_ns(knots[-1], device_ns)
-        if knots[-1].device_ns >= device_ns:
-            knots.pop()
+        if knots[-1].device_ns > device_ns:  # the first: its piece still holds for everything before
+            knots[-1] = Knot(device_ns, start_ns, knots[-1].slope)
         error_ns = device_ns - start_ns + offset_ns
         glide_ns = max(SLEW_TIME_NS, round(abs(error_ns) / MAX_SLEW))
         glide = Knot(device_ns, start_ns, rate + error_ns / glide_ns)

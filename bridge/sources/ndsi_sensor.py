@@ -96,6 +96,8 @@ class Sensor:
             return
         match notification:
             case ndsi.ControlUpdate(control_id=control_id, value=value):
+                if value is None and control_id in self.controls:
+                    return  # the update is about something else than the value
                 self.controls[control_id] = value
                 if control_id == "streaming":
                     self._streaming_is(value is True)

@@ -11,6 +11,7 @@ import logging
 from collections import Counter
 from typing import Any
 
+import msgspec
 import zmq
 
 from bridge.clock import RoundTrip
@@ -249,7 +250,7 @@ def pupil_stream(device: DeviceDescriptor, config: PupilCoreSource, eye: int, me
         kind=StreamKind.PUPIL,
         lsl_suffix=f"Pupil{eye}_{method}",
         lsl_type="Pupillometry",
-        channels=wire.PUPIL_CHANNELS,
+        channels=tuple(msgspec.structs.replace(c, eye="left" if eye else "right") for c in wire.PUPIL_CHANNELS),
         expected_rate_hz=config.pupil.expected_rate_hz,
         instant=INSTANT,
         latency_ns=config.pupil.latency_ns,

@@ -29,9 +29,10 @@ NUMBERS = {
 STREAMS = (*NUMBERS, "pupil_labs_Event", "pupil_labs_Sync", "pupil_capture_Sync")
 RATES_HZ = {"pupil_labs_Gaze": 120, "pupil_labs_Event": 1, "pupil_capture": 120, PUPIL: 60}
 SYNC_OF = {name: "pupil_labs_Sync" if "labs" in name else "pupil_capture_Sync" for name in RATES_HZ}
-SYNC_CHANNELS = (
-    "device_time offset bound precision rtt_min rtt_median drift age slew state epoch pings_ok samples_dropped"
-).split()
+SYNC_CHANNELS = [
+    *("device_time", "offset", "bound", "precision", "rtt_min", "rtt_median", "drift"),
+    *("age", "slew", "state", "epoch", "pings_ok", "samples_dropped"),
+]
 LOCKED = 1
 
 
@@ -46,9 +47,11 @@ def recording(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
         # Every sample that is pushed from now on is in the file; a recording of an unlocked clock is another test's.
         companion = truths / "companion.jsonl"
         wait_until(lambda: companion.exists() and len(truth(companion, "gaze")) > 240, "two seconds of gaze")
-        with lab_recorder(directory, xdf, *(f"name='{name}'" for name in STREAMS)) as recorder:
-            with pytest.raises(subprocess.TimeoutExpired):  # it records until it is told to stop
-                recorder.popen.wait(RECORD_S)
+        with (
+            lab_recorder(directory, xdf, *(f"name='{name}'" for name in STREAMS)) as recorder,
+            pytest.raises(subprocess.TimeoutExpired),  # it records until it is told to stop
+        ):
+            recorder.popen.wait(RECORD_S)
         assert demo.popen.poll() is None, demo.errors()
         demo.popen.send_signal(signal.SIGINT)
         demo.rest()

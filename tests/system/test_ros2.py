@@ -1,0 +1,591 @@
+"""The daemon on simulated eye trackers, heard by a ROS 2 subscriber in another process, compared with the truth."""
+
+from __future__ import annotations
+
+import json
+import signal
+import socket
+import subprocess
+import sys
+import time
+from bisect import bisect_left
+from collections import defaultdict
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import pylsl
+import pytest
+
+pytest.importorskip("rclpy", reason="needs rclpy: pip install 'pupil-bridge[ros]', or source a ROS")
+
+from rosbags.rosbag2 import Reader
+from rosbags.typesys import Stores, get_typestore
+
+from tests.system.harness import Bridge, Process, bridge, running, simulator, truth, wait_until
+
+pytestmark = pytest.mark.slow
+
+LISTENER = Path(__file__).with_name("ros2_listener.py")
+RUN_S = 20
+GAZE_HZ = 120
+COMPANION_PX = (1088, 1080)
+CORE_PX = (1280, 720)
+POINT, REFERENCE = "geometry_msgs/PointStamped", "sensor_msgs/TimeReference"
+ACCURACY_NS = 500_000
+OUTLETS = 9  # companion: gaze, events, sync; core: gaze, four pupil streams, sync
+SHUTDOWN_S = 2.0 + 0.03 * OUTLETS
+ALL_TOPICS = {
+    "companion/gaze/pixel": POINT,
+    "companion/gaze/normalized": POINT,
+    "companion/events": REFERENCE,
+    "companion/time_reference": REFERENCE,
+    "core/gaze/pixel": POINT,
+    "core/gaze/normalized": POINT,
+    "core/time_reference": REFERENCE,
+}
+CONFIG = """
+[[source]]
+type = "ndsi"
+interface = "127.0.0.1"
+beacon_port = {beacon_port}
+[[source.device]]
+name = "companion"
+lsl_prefix = "pupil_labs"
+[[source]]
+type = "pupil_core"
+address = "{core_address}"
+name = "core"
+lsl_prefix = "pupil_capture"
+[[sink]]
+type = "lsl"
+[[sink]]
+type = "ros2"
+"""
+
+
+# --- parts of a run --------------------------------------------------------------------------------------------------
+
+
+def realtime_minus_monotonic_ns() -> int:
+    """The narrowest of some readings of one clock between two of the other."""
+    readings = []
+    for _ in range(21):
+        before_ns, realtime_ns, after_ns = time.monotonic_ns(), time.time_ns(), time.monotonic_ns()
+        readings.append((after_ns - before_ns, realtime_ns - (before_ns + after_ns) // 2))
+    return min(readings)[1]
+
+
+def free_udp_port() -> int:
+    """For beacons that no other test hears."""
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
+
+
+class Listener:
+    """The subscriber's process."""
+
+    def __init__(self, process: Process, out: Path, bag: Path) -> None:
+        self.process = process
+        self.out = out
+        self.bag = bag
+
+    def ask(self, question: str) -> dict[str, Any]:
+        assert self.process.popen.stdin is not None
+        self.process.popen.stdin.write(f"{question}\n".encode())
+        self.process.popen.stdin.flush()
+        return self.process.json_line()
+
+    def counts(self) -> dict[str, int]:
+        counts: dict[str, int] = self.ask("counts")["counts"]
+        return counts
+
+    def rows(self) -> dict[str, list[dict[str, Any]]]:
+        """Ends the subscriber; what it has received, by topic."""
+        assert self.process.popen.stdin is not None
+        self.process.popen.stdin.close()
+        written = self.process.json_line()["written"]
+        by_topic = defaultdict(list)
+        lines = self.out.read_text(encoding="utf-8").splitlines()
+        assert len(lines) == written
+        for line in lines:
+            row = json.loads(line)
+            by_topic[row["topic"]].append(row)
+        return by_topic
+
+
+@contextmanager
+def listening(tmp_path: Path, namespace: str) -> Iterator[Listener]:
+    """A subscriber to every topic that the daemon should have; yields when it has subscribed."""
+    topics = [f"/{namespace}/{name}={kind}" for name, kind in ALL_TOPICS.items()]
+    topics.append("/diagnostics=diagnostic_msgs/DiagnosticArray")
+    out, bag = tmp_path / "heard.jsonl", tmp_path / "bag"
+    command = [sys.executable, str(LISTENER), "--out", str(out), "--bag", str(bag), *topics]
+    with running(command, tmp_path / "listener.log") as process:
+        assert process.json_line() == {"ready": True}
+        yield Listener(process, out, bag)
+
+
+@dataclass(frozen=True)
+class Trackers:
+    """Both simulators: their processes, ready lines, truth files, and the daemon's configuration for them."""
+
+    companion: Process
+    core: Process
+    companion_ready: dict[str, Any]
+    core_ready: dict[str, Any]
+    companion_truth: Path
+    core_truth: Path
+    config: str
+
+    def device_ns(self, name: str, host_ns: int) -> int:
+        """What the simulated device's clock shows at a host time."""
+        clock = {"companion": self.companion_ready, "core": self.core_ready}[name]["clock"]
+        elapsed_ns = host_ns - clock["origin_ns"]
+        start_ns = clock.get("utc_at_origin_ns", clock["origin_ns"]) + clock["offset_ns"]
+        return int(start_ns + elapsed_ns + round(elapsed_ns * clock["drift_ppm"] * 1e-6))
+
+    def stop(self) -> None:
+        for process in (self.companion, self.core):
+            process.popen.send_signal(signal.SIGTERM)
+        for process in (self.companion, self.core):
+            process.popen.wait(10)
+
+
+@contextmanager
+def trackers(tmp_path: Path) -> Iterator[Trackers]:
+    beacon_port = free_udp_port()
+    companion_truth, core_truth = tmp_path / "companion.jsonl", tmp_path / "core.jsonl"
+    companion_options = ["--beacon-port", str(beacon_port), "--event-rate", "10", "--truth", str(companion_truth)]
+    companion_options += ["--offset-s", "1000", "--drift-ppm", "50"]
+    core_options = ["--port", "0", "--drift-ppm", "-20", "--truth", str(core_truth)]
+    with (
+        simulator("companion", tmp_path, *companion_options) as (companion, companion_ready),
+        simulator("core", tmp_path, *core_options) as (core, core_ready),
+    ):
+        config = CONFIG.format(beacon_port=beacon_port, core_address=core_ready["address"])
+        yield Trackers(companion, core, companion_ready, core_ready, companion_truth, core_truth, config)
+
+
+def end(process: Process) -> tuple[int, float]:
+    """SIGTERM: the exit status, and how long it took in seconds."""
+    started_s = time.monotonic()
+    process.popen.send_signal(signal.SIGTERM)
+    status = process.popen.wait(30)
+    return status, time.monotonic() - started_s
+
+
+def sent_to_ros(daemon: Bridge, device: str, stream: str) -> int:
+    found: int = daemon.stream(device, stream).get("samples_out", {}).get("ros2", 0)
+    return found
+
+
+def is_quiet(daemon: Bridge) -> bool:
+    """Nothing has come for a second, and nothing waits in the bridge."""
+    return all(
+        stream["age_s"] > 1.0
+        and stream["samples_in"] == stream["samples_out"]["ros2"] + sum(stream["dropped"].values())
+        for device in daemon.status()["devices"]
+        for stream in device["streams"]
+        if stream["name"] in ("gaze", "event")
+    )
+
+
+# --- one run of 20 s, looked at from many sides ----------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Run:
+    """What happened: everything that was heard by topic (without namespace), and what was to be heard."""
+
+    trackers: Trackers
+    heard: dict[str, list[dict[str, Any]]]
+    bag: Path
+    graph: dict[str, Any]
+    devices: dict[str, dict[str, Any]]
+    matched_ns: int
+    to_realtime_ns: Callable[[int], int]
+    exit_status: int
+    shutdown_s: float
+    log: str
+
+    def host_ns(self, realtime_ns: int) -> int:
+        return realtime_ns - self.to_realtime_ns(0)
+
+    def expected(self, device: str) -> list[dict[str, Any]]:
+        """The device's true gaze samples from the first that was heard to the last that was sent, in their order."""
+        path = self.trackers.companion_truth if device == "companion" else self.trackers.core_truth
+        rows = sorted(truth(path, "gaze"), key=lambda row: row["host_ns"])
+        assert all(row["sent"] for row in rows)
+        stamps_ns = [row["host_ns"] for row in rows]
+        first_ns = self.host_ns(self.heard[f"{device}/gaze/pixel"][0]["stamp_ns"])
+        begin = bisect_left(stamps_ns, first_ns - ACCURACY_NS)
+        # Subscriber and publisher need not see each other at the same moment.
+        assert stamps_ns[begin] < self.matched_ns + 1_000_000_000
+        return rows[begin:]
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
+    tmp_path = tmp_path_factory.mktemp("ros2")
+    with trackers(tmp_path) as sources, listening(tmp_path, "pupil_bridge") as listener:
+        offset_before_ns = realtime_minus_monotonic_ns()
+        with bridge(tmp_path, sources.config) as daemon:
+            matched_ns = listener.process.json_line()["matched"]
+            daemon.wait_locked("companion", "core")
+            for device in ("companion", "core"):
+                wait_until(
+                    lambda device=device: sent_to_ros(daemon, device, "gaze") >= RUN_S * GAZE_HZ,
+                    f"{RUN_S} s of gaze of {device}",
+                    timeout_s=2 * RUN_S,
+                    interval_s=0.25,
+                )
+            graph = listener.ask("graph")
+            offset_after_ns = realtime_minus_monotonic_ns()
+            sources.stop()
+            wait_until(lambda: is_quiet(daemon), "everything that was sent has left the bridge", interval_s=0.1)
+            devices = {device["name"]: device for device in daemon.status()["devices"]}
+            exit_status, shutdown_s = end(daemon.process)
+        # Were CLOCK_REALTIME set or slewed meanwhile, no single offset would be the truth for all of the run.
+        assert abs(offset_after_ns - offset_before_ns) < 20_000, "CLOCK_REALTIME has moved during the test"
+        offset_ns = (offset_before_ns + offset_after_ns) // 2
+        heard = {topic.removeprefix("/pupil_bridge/"): rows for topic, rows in listener.rows().items()}
+        return Run(
+            trackers=sources,
+            heard=heard,
+            bag=listener.bag,
+            graph=graph,
+            devices=devices,
+            matched_ns=matched_ns,
+            to_realtime_ns=lambda host_ns: host_ns + offset_ns,
+            exit_status=exit_status,
+            shutdown_s=shutdown_s,
+            log=daemon.process.errors(),
+        )
+
+
+def test_every_gaze_sample_of_the_companion_is_heard_once_and_in_order(run: Run) -> None:
+    expected = [tuple(row["payload"]) for row in run.expected("companion")]
+    heard = [(row["x"], row["y"]) for row in run.heard["companion/gaze/pixel"]]
+    assert heard == expected
+    assert len(heard) >= RUN_S * GAZE_HZ
+
+
+def test_every_gaze_sample_of_core_is_heard_once_in_order_of_time_and_with_y_down(run: Run) -> None:
+    width, height = CORE_PX
+    expected = [(row["payload"][0] * width, (1 - row["payload"][1]) * height) for row in run.expected("core")]
+    heard = [(row["x"], row["y"]) for row in run.heard["core/gaze/pixel"]]
+    assert len(heard) == len(expected) >= RUN_S * GAZE_HZ
+    for ours, true in zip(heard, expected, strict=True):
+        assert ours == pytest.approx(true, abs=1e-6)
+
+
+@pytest.mark.parametrize("device", ["companion", "core"])
+def test_as_many_samples_are_heard_as_the_bridge_says_it_published(run: Run, device: str) -> None:
+    streams = {stream["name"]: stream for stream in run.devices[device]["streams"]}
+    assert streams["gaze"]["dropped"] == {}
+    published = streams["gaze"]["samples_out"]["ros2"]
+    missed_before_discovery = published - len(run.expected(device))
+    assert 0 <= missed_before_discovery < GAZE_HZ  # less than a second of them
+    for topic in ("pixel", "normalized"):
+        assert len(run.heard[f"{device}/gaze/{topic}"]) == published - missed_before_discovery
+
+
+@pytest.mark.parametrize("device", ["companion", "core"])
+def test_gaze_stamps_are_the_true_instants_in_realtime_within_half_a_millisecond(run: Run, device: str) -> None:
+    rows = run.heard[f"{device}/gaze/pixel"]
+    errors_ns = sorted(
+        abs(row["stamp_ns"] - run.to_realtime_ns(true["host_ns"]))
+        for row, true in zip(rows, run.expected(device), strict=True)
+    )
+    assert errors_ns[int(0.99 * len(errors_ns))] < ACCURACY_NS, f"median {errors_ns[len(errors_ns) // 2]} ns"
+
+
+@pytest.mark.parametrize("topic", list(ALL_TOPICS))
+def test_stamps_are_in_order_and_never_later_than_the_message(run: Run, topic: str) -> None:
+    rows = run.heard[topic]
+    assert all(one["stamp_ns"] <= two["stamp_ns"] for one, two in pairwise(rows))
+    assert all(row["stamp_ns"] <= row["received_ns"] for row in rows)
+
+
+@pytest.mark.parametrize(("device", "size_px"), [("companion", COMPANION_PX), ("core", CORE_PX)])
+def test_normalized_gaze_is_gaze_in_pixels_divided_by_the_size_of_the_scene(
+    run: Run, device: str, size_px: tuple[int, int]
+) -> None:
+    pixels, normalized = run.heard[f"{device}/gaze/pixel"], run.heard[f"{device}/gaze/normalized"]
+    for pixel, norm in zip(pixels, normalized, strict=True):
+        assert norm["stamp_ns"] == pixel["stamp_ns"]
+        assert norm["x"] == pytest.approx(pixel["x"] / size_px[0], abs=1e-12)
+        assert norm["y"] == pytest.approx(pixel["y"] / size_px[1], abs=1e-12)
+
+
+@pytest.mark.parametrize("device", ["companion", "core"])
+def test_gaze_lies_in_the_image_plane_of_the_devices_own_scene_camera(run: Run, device: str) -> None:
+    for topic in ("pixel", "normalized"):
+        for row in run.heard[f"{device}/gaze/{topic}"]:
+            assert row["frame_id"] == f"{device}_scene_camera_optical_frame"
+            assert row["z"] == 0.0
+
+
+def test_every_event_is_heard_with_its_text_its_device_time_and_its_true_stamp(run: Run) -> None:
+    rows = truth(run.trackers.companion_truth, "event")
+    heard = run.heard["companion/events"]
+    begin = [row["payload"] for row in rows].index(heard[0]["source"])
+    assert rows[begin]["host_ns"] < run.matched_ns + 1_000_000_000
+    expected = rows[begin:]
+    assert [row["source"] for row in heard] == [row["payload"] for row in expected]
+    assert [row["time_ref_ns"] for row in heard] == [row["device_ns"] for row in expected]
+    assert len(heard) >= RUN_S * 9
+    for ours, true in zip(heard, expected, strict=True):
+        assert abs(ours["stamp_ns"] - run.to_realtime_ns(true["host_ns"])) < 2 * ACCURACY_NS
+
+
+@pytest.mark.parametrize("device", ["companion", "core"])
+def test_a_time_reference_pairs_a_host_time_with_what_the_devices_clock_shows_then(run: Run, device: str) -> None:
+    rows = run.heard[f"{device}/time_reference"]
+    assert len(rows) >= RUN_S - 2
+    for row in rows:
+        assert row["source"] == device
+        true_ns = run.trackers.device_ns(device, run.host_ns(row["stamp_ns"]))
+        assert abs(row["time_ref_ns"] - true_ns) < ACCURACY_NS
+
+
+@pytest.mark.parametrize("device", ["companion", "core"])
+def test_diagnostics_say_once_a_second_that_the_clock_is_locked_and_how_well(run: Run, device: str) -> None:
+    rows = [row for row in run.heard["/diagnostics"] if row["status"][0]["hardware_id"] == device]
+    references = {row["stamp_ns"] for row in run.heard[f"{device}/time_reference"]}
+    locked = [row for row in rows if row["stamp_ns"] in references]
+    assert len(locked) >= RUN_S - 2
+    assert all(0.5e9 < two["stamp_ns"] - one["stamp_ns"] < 1.5e9 for one, two in pairwise(rows))
+    for row in locked:
+        (status,) = row["status"]
+        assert (status["level"], status["message"]) == (0, "clock locked")
+        assert status["name"] == f"pupil_bridge: {device}"
+        values = status["values"]
+        host_ns = run.host_ns(row["stamp_ns"])
+        true_offset_s = (host_ns - run.trackers.device_ns(device, host_ns)) / 1e9
+        assert float(values["offset_s"]) == pytest.approx(true_offset_s, abs=ACCURACY_NS / 1e9)
+        assert 0 < float(values["bound_s"]) < 0.005
+        assert 0 <= float(values["precision_s"]) < 0.005
+        assert 0 < float(values["rtt_min_s"]) < 0.01
+        assert abs(float(values["drift_ppm"])) < 200
+        assert (values["epoch"], values["samples_dropped"]) == ("0", "0")
+        assert len(values) == 7
+
+
+def test_topics_are_reliable_and_the_node_offers_nothing_that_it_does_not_serve(run: Run) -> None:
+    topics = {f"/pupil_bridge/{name}": [kind.replace("/", "/msg/")] for name, kind in ALL_TOPICS.items()}
+    topics["/diagnostics"] = ["diagnostic_msgs/msg/DiagnosticArray"]
+    (node,) = run.graph["nodes"].values()
+    assert list(run.graph["nodes"]) == ["/pupil_bridge/pupil_bridge"]
+    of_ros_itself = {"/parameter_events", "/rosout"}
+    assert {name: kinds for name, kinds in node["topics"].items() if name not in of_ros_itself} == topics
+    assert node["services"] == []
+    assert run.graph["offered"].keys() == topics.keys()
+    for (offer,) in run.graph["offered"].values():
+        assert (offer["reliability"], offer["durability"]) == ("RELIABLE", "VOLATILE")
+
+
+def test_a_bag_of_the_messages_reads_back_equal_with_a_reader_that_knows_no_ros(run: Run) -> None:
+    store = get_typestore(Stores.ROS2_JAZZY)
+    read = defaultdict(list)
+    with Reader(run.bag) as reader:
+        for connection, received_ns, cdr in reader.messages():
+            message: Any = store.deserialize_cdr(cdr, connection.msgtype)
+            read[connection.topic.removeprefix("/pupil_bridge/")].append((received_ns, *_as_tuple(message)))
+    heard = {
+        topic: [(row["received_ns"], *_values(row)) for row in sorted(rows, key=lambda row: row["received_ns"])]
+        for topic, rows in run.heard.items()
+    }
+    assert read.keys() == heard.keys()
+    for topic, messages in read.items():
+        assert messages == heard[topic], topic
+
+
+def _as_tuple(message: Any) -> tuple[Any, ...]:
+    """A message as rosbags reads it, in the form of `_values`."""
+    header = message.header
+    begin = (header.stamp.sec * 1_000_000_000 + header.stamp.nanosec, header.frame_id)
+    if hasattr(message, "point"):
+        return (*begin, message.point.x, message.point.y, message.point.z)
+    if hasattr(message, "time_ref"):
+        return (*begin, message.time_ref.sec * 1_000_000_000 + message.time_ref.nanosec, message.source)
+    statuses = [(s.level, s.name, s.message, s.hardware_id, {v.key: v.value for v in s.values}) for s in message.status]
+    return (*begin, statuses)
+
+
+def _values(row: dict[str, Any]) -> tuple[Any, ...]:
+    begin = (row["stamp_ns"], row["frame_id"])
+    if "x" in row:
+        return (*begin, row["x"], row["y"], row["z"])
+    if "source" in row:
+        return (*begin, row["time_ref_ns"], row["source"])
+    return (*begin, [tuple(status.values()) for status in row["status"]])
+
+
+def test_sigterm_ends_the_daemon_in_time_with_status_0_and_without_a_traceback(run: Run) -> None:
+    assert run.exit_status == 0
+    assert run.shutdown_s < SHUTDOWN_S
+    assert "Traceback" not in run.log
+    assert run.log.rstrip().endswith("stopped")
+
+
+# --- other runs ------------------------------------------------------------------------------------------------------
+
+
+def test_topics_are_under_the_configured_namespace_and_diagnostics_tell_a_silent_device(tmp_path: Path) -> None:
+    with trackers(tmp_path) as sources, listening(tmp_path, "lab/left_rig") as listener:
+        config = sources.config.replace(
+            'type = "ros2"',
+            'type = "ros2"\nnamespace = "lab/left_rig"\nnode_name = "eyes"\n[clock]\nping_interval_s = 0.5',
+        )
+        with bridge(tmp_path, config) as daemon:
+            assert "matched" in listener.process.json_line()
+            daemon.wait_locked("companion", "core")
+            wait_until(lambda: all(listener.counts().values()), "every topic is heard", interval_s=0.2)
+            assert list(listener.ask("graph")["nodes"]) == ["/lab/left_rig/eyes"]
+            sources.companion.popen.send_signal(signal.SIGSTOP)
+            try:
+                wait_until(
+                    lambda: daemon.device("companion")["clock"]["state"] == "holdover",
+                    "the silent companion's clock is extrapolated",
+                    interval_s=0.1,
+                )
+                heard = listener.counts()["/diagnostics"]
+                wait_until(lambda: listener.counts()["/diagnostics"] >= heard + 4, "diagnostics of two more seconds")
+            finally:
+                sources.companion.popen.send_signal(signal.SIGCONT)
+            exit_status, _ = end(daemon.process)
+        assert exit_status == 0
+        rows = listener.rows()
+    last = {row["status"][0]["hardware_id"]: row["status"][0] for row in rows["/diagnostics"]}
+    stale = next(
+        status
+        for row in reversed(rows["/diagnostics"])
+        if (status := row["status"][0])["hardware_id"] == "companion" and status["level"] == 3
+    )
+    assert "does not answer" in stale["message"]
+    assert float(stale["values"]["bound_s"]) > 0
+    assert last["core"]["level"] == 0
+    for device in ("companion", "core"):
+        frames = {row["frame_id"] for row in rows[f"/lab/left_rig/{device}/gaze/pixel"]}
+        assert frames == {f"{device}_scene_camera_optical_frame"}  # named after the device, whatever the namespace
+
+
+def test_a_clock_that_was_never_measured_is_a_warning_with_unknown_values_and_no_time_reference(tmp_path: Path) -> None:
+    with socket.socket() as silent, listening(tmp_path, "pupil_bridge") as listener:
+        silent.bind(("127.0.0.1", 0))  # takes no connection, so it never answers
+        config = CONFIG.format(beacon_port=free_udp_port(), core_address=f"127.0.0.1:{silent.getsockname()[1]}")
+        with bridge(tmp_path, config):
+            assert "matched" in listener.process.json_line()
+            wait_until(lambda: listener.counts()["/diagnostics"] >= 4, "two diagnostics of each device", interval_s=0.1)
+            counts = listener.counts()
+        rows = listener.rows()
+    assert counts["/pupil_bridge/companion/time_reference"] == counts["/pupil_bridge/core/time_reference"] == 0
+    for row in rows["/diagnostics"]:
+        (status,) = row["status"]
+        assert (status["level"], status["message"]) == (1, "clock not locked; samples wait")
+        assert {status["values"][key] for key in ("offset_s", "bound_s", "precision_s", "rtt_min_s")} == {"unknown"}
+
+
+def test_a_stopped_subscriber_holds_up_neither_lsl_nor_the_end_of_the_daemon(tmp_path: Path) -> None:
+    stopped_s = 6.0
+    pulled: list[tuple[float, float, tuple[float, float]]] = []
+    with trackers(tmp_path) as sources, listening(tmp_path, "pupil_bridge") as listener:
+        with bridge(tmp_path, sources.config) as daemon:
+            assert "matched" in listener.process.json_line()
+            daemon.wait_locked("companion", "core")
+            (info,) = pylsl.resolve_byprop("source_id", "companion_Gaze", timeout=10)
+            inlet = pylsl.StreamInlet(info, max_buflen=60, recover=False)
+            try:
+                assert inlet.pull_sample(timeout=10)[0] is not None
+                listener.process.popen.send_signal(signal.SIGSTOP)
+                until_s = pylsl.local_clock() + stopped_s
+                while (now_s := pylsl.local_clock()) < until_s:
+                    sample, stamp_s = inlet.pull_sample(timeout=1.0)
+                    assert sample is not None, "LSL has paused"
+                    pulled.append((max(now_s, pylsl.local_clock()), stamp_s, (sample[0], sample[1])))
+            finally:
+                inlet.close_stream()
+                del inlet
+            # Every sample is published or counted as dropped, but for those on their way.
+            for device in ("companion", "core"):
+                wait_until(
+                    lambda device=device: _accounted_for(daemon, device),
+                    f"the samples of {device} are accounted for",
+                )
+            exit_status, shutdown_s = end(daemon.process)
+            log = daemon.process.errors()
+        listener.process.kill()
+    assert exit_status == 0
+    assert shutdown_s < SHUTDOWN_S
+    assert "Traceback" not in log
+    assert max(pulled_s - stamp_s for pulled_s, stamp_s, _ in pulled) < 0.25
+    true = [tuple(row["payload"]) for row in truth(sources.companion_truth, "gaze")]
+    begin = true.index(pulled[0][2])
+    assert [values for _, _, values in pulled] == true[begin : begin + len(pulled)]
+    assert len(pulled) >= (stopped_s - 0.5) * GAZE_HZ
+
+
+def _accounted_for(daemon: Bridge, device: str) -> bool:
+    stream = daemon.stream(device, "gaze")
+    gone = stream["samples_out"]["ros2"] + stream["dropped"].get("ros2_queue_full", 0)
+    return bool(abs(stream["samples_out"]["lsl"] - gone) <= 2)
+
+
+# --- an environment that ROS does not like ---------------------------------------------------------------------------
+
+
+def test_ros_needs_no_home_and_no_directory_for_logs(tmp_path: Path) -> None:
+    environment = {"HOME": "/proc/nowhere", "ROS_LOG_DIR": "/proc/nowhere"}
+    config = CONFIG.format(beacon_port=free_udp_port(), core_address="127.0.0.1:1")
+    with bridge(tmp_path, config, environment) as daemon:
+        assert daemon.status()["sinks"] == ["lsl", "ros2"]
+
+
+@pytest.mark.parametrize(
+    ("environment", "reason"),
+    [
+        ({"ROS_DOMAIN_ID": "lab"}, "ROS_DOMAIN_ID is not an integral number"),
+        ({"ROS_DOMAIN_ID": "233"}, "ROS_DOMAIN_ID is 233, more than 232"),
+        (
+            {
+                "ROS_SECURITY_ENABLE": "true",
+                "ROS_SECURITY_STRATEGY": "Enforce",
+                "ROS_SECURITY_KEYSTORE": "/proc/nowhere",
+            },
+            "SECURITY ERROR",
+        ),
+    ],
+)
+def test_a_ros_that_cannot_start_is_said_in_one_line_and_lsl_goes_on(
+    tmp_path: Path, environment: dict[str, str], reason: str
+) -> None:
+    config = CONFIG.format(beacon_port=free_udp_port(), core_address="127.0.0.1:1")
+    with bridge(tmp_path, config, environment) as daemon:
+        assert daemon.status()["sinks"] == ["lsl"]
+        exit_status, _ = end(daemon.process)
+        log = daemon.process.errors()
+    assert exit_status == 0
+    (line,) = [line for line in log.splitlines() if "ROS" in line]
+    assert "ERROR" in line
+    assert "ROS 2: cannot be started, nothing is published there: " in line
+    assert reason in line
+    assert "Traceback" not in log
+
+
+def test_with_no_other_sink_a_ros_that_cannot_start_ends_the_daemon_with_status_78(tmp_path: Path) -> None:
+    path = tmp_path / "bridge.toml"
+    config = CONFIG.format(beacon_port=free_udp_port(), core_address="127.0.0.1:1")
+    path.write_text(config.replace('[[sink]]\ntype = "lsl"\n', ""), encoding="utf-8")
+    command = ["env", "ROS_DOMAIN_ID=lab", sys.executable, "-m", "bridge", "run", "--config", str(path)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=30, check=False)
+    assert done.returncode == 78
+    assert done.stderr.count("\n") == 2
+    assert "ROS_DOMAIN_ID is not an integral number" in done.stderr
+    assert "pupil-bridge: no sink can be opened" in done.stderr
