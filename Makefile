@@ -29,20 +29,24 @@ ndsi-env: .venv-ndsi/.installed
 .venv/bin/python:
 	@$(PYTHON) -c 'import ensurepip, venv' 2>/dev/null || $(call debian,python3-venv)
 	$(PYTHON) -m venv .venv
+	@.venv/bin/python -m pip install --quiet --disable-pip-version-check --upgrade pip
 
 .venv/.ros-installed: .venv/bin/python setup.py requirements.lock
-	$(PIP_INSTALL) --editable '.[ros]'
+	@echo "installing pupil-bridge with ROS 2 into .venv: about 100 MB, half a minute or more ..."
+	@$(PIP_INSTALL) --editable '.[ros]'
 	@touch $@
 
 .venv/.test-installed: .venv/bin/python setup.py requirements.lock
 	@command -v ip >/dev/null || $(call debian,iproute2)
-	$(PIP_INSTALL) --editable '.[ros,test]'
+	@echo "installing pupil-bridge with ROS 2 and what its tests need into .venv: a minute or more ..."
+	@$(PIP_INSTALL) --editable '.[ros,test]'
 	@touch $@
 
 # The unmodified ndsi client lives with numpy < 2 and Python 3.11 alone, so it has an environment of its own.
 .venv-ndsi/.installed: tests/system/ndsi_peer/requirements.lock | .venv/bin/python
-	$(PYTHON) -m venv .venv-ndsi
-	.venv-ndsi/bin/python -m pip install --quiet --disable-pip-version-check --requirement $<
+	@echo "installing the unmodified ndsi client into .venv-ndsi ..."
+	@$(PYTHON) -m venv .venv-ndsi
+	@.venv-ndsi/bin/python -m pip install --quiet --disable-pip-version-check --requirement $<
 	@touch $@
 
 # Needs uv: pip install uv

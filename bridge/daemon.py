@@ -84,8 +84,12 @@ class Daemon:
     """One run of the bridge. ``control`` answers for as long as it lasts, and once more after it."""
 
     def __init__(self, config: Config) -> None:
-        """Opens the sinks, with the outlets of every configured device. Raises ConfigError."""
+        """Opens the sinks, with the outlets of every configured device.
+
+        Raises ConfigError, and BridgeError when another daemon has the control socket.
+        """
         self._config = config
+        control_socket.check_free(self.socket_path)  # before there are two outlets of every name
         clock = config.clock
         self.pipeline = Pipeline(
             open_sinks(config),

@@ -38,6 +38,8 @@ TTLOverride = 0
 [lab]
 KnownPeers = {{127.0.0.1}}
 SessionID = pupil-bridge-demo-{session}
+[log]
+level = -2
 """
 
 CONFIG = """\
@@ -184,7 +186,7 @@ def _bridge(config_text: str, duration_s: float, console: Console) -> dict[str, 
                 shown = table.status_table(bridge.control.status())
                 if live is not None:
                     live.update(shown, refresh=True)
-                else:
+                elif end is None or loop.time() < end:  # the final table follows
                     console.print(shown)
         stopped.cancel()
 

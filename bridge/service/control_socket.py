@@ -60,10 +60,8 @@ async def serve(path: Path, control: Control) -> AsyncIterator[None]:
 
     try:
         path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        if path.exists():
-            if _somebody_listens(path):
-                raise BridgeError(f"another pupil-bridge is running: it has the control socket {path}")
-            path.unlink()
+        check_free(path)
+        path.unlink(missing_ok=True)
         server = await asyncio.start_unix_server(answer, path, limit=MAX_REQUEST_BYTES)
         path.chmod(0o600)
     except OSError as error:
@@ -76,6 +74,12 @@ async def serve(path: Path, control: Control) -> AsyncIterator[None]:
             task.cancel()
         await asyncio.gather(*connections, return_exceptions=True)
         path.unlink(missing_ok=True)
+
+
+def check_free(path: Path) -> None:
+    """Raises BridgeError when another daemon answers at this socket."""
+    if path.exists() and _somebody_listens(path):
+        raise BridgeError(f"another pupil-bridge is running: it has the control socket {path}")
 
 
 def _somebody_listens(path: Path) -> bool:

@@ -70,7 +70,7 @@ class Ros2Sink:
         self._time_references: dict[str, Any] = {}
         self._queue: queue.SimpleQueue[tuple[Ros2Output, Sample, int] | Callable[[], None] | None] = queue.SimpleQueue()
         self._queue_size = queue_size
-        self._thread = threading.Thread(target=self._publish_all, name="ros2 publisher")
+        self._thread = threading.Thread(target=self._publish_all, name="ros2 publisher", daemon=True)
         self._thread.start()
 
     # --- on the loop ---------------------------------------------------------------------------------------------
