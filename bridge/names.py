@@ -48,11 +48,12 @@ class DeviceNames:
         self._own_names: dict[str, str] = {}  # bridge name -> what the device calls itself
         try:
             tree = json.loads(self._path.read_text(encoding="utf-8"))
-            self._own_names = {str(k): str(v) for k, v in tree["own_names"].items()}
+            own_names = {str(k): str(v) for k, v in tree["own_names"].items()}
             self._ids = {str(k): [str(i) for i in v] for k, v in tree["ids"].items()}
+            self._own_names = own_names
         except FileNotFoundError:
             pass
-        except (OSError, ValueError, KeyError, AttributeError, TypeError) as error:
+        except (OSError, ValueError, KeyError, AttributeError, TypeError, RecursionError) as error:
             log.warning("the names of devices in %s cannot be read and begin anew: %s", self._path, error)
 
     def known(self, device_id: str) -> str | None:

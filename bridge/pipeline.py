@@ -83,6 +83,7 @@ class StreamInput:
         self._pushes: list[Callable[[Sample, Mapped, int], None]] = [output.push for output in outputs.values()]
         self._held: deque[Sample] = deque()
         self._reorder: list[tuple[int, int, Sample]] = []
+        self._reordered = 0
         self._newest_device_ns: int | None = None
         self._released_device_ns: int | None = None
         self._last_host_ns = 0
@@ -127,7 +128,8 @@ class StreamInput:
         if self._released_device_ns is not None and sample.device_ns < self._released_device_ns:
             self.dropped["late"] += 1
             return
-        heapq.heappush(self._reorder, (sample.device_ns, self.samples_in, sample))
+        self._reordered += 1  # keeps equal stamps as they came
+        heapq.heappush(self._reorder, (sample.device_ns, self._reordered, sample))
         assert self._newest_device_ns is not None
         until = self._newest_device_ns - self.descriptor.reorder_window_ns
         while self._reorder and (self._reorder[0][0] <= until or len(self._reorder) > REORDER_MAX_SAMPLES):
@@ -191,6 +193,13 @@ class StreamInput:
         """Releases everything that waits to be put in order."""
         while self._reorder:
             self._release()
+
+    def close(self) -> None:
+        """Lets everything that can leave do so; what still waits for a clock has waited in vain."""
+        self.drain()
+        if self._held:
+            self.dropped["clock_unlocked"] += len(self._held)
+            self._held.clear()
 
     def tick(self, now_ns: int) -> None:
         self.expire_held(now_ns)
@@ -285,9 +294,9 @@ class Device:
         for sink in self._sinks:
             sink.clock_status(self.descriptor, status)
 
-    def drain(self) -> None:
+    def close(self) -> None:
         for stream in self.streams.values():
-            stream.drain()
+            stream.close()
 
     def clock_status(self, now_ns: int) -> ClockStatus:
         clock = self.clock
@@ -297,7 +306,8 @@ class Device:
             host_ns=now_ns,
             device_ns=clock.to_device(now_ns),
             offset_ns=clock.offset_ns,
-            bound_ns=clock.bound_ns,
+            # What leaves may still be on its way to the estimate.
+            bound_ns=None if clock.bound_ns is None else clock.bound_ns + abs(clock.slew_ns),
             precision_ns=round(clock.precision_ns) if clock.offset_ns is not None else None,
             rtt_min_ns=rtts[0] if rtts else None,
             rtt_median_ns=rtts[1] if rtts else None,
@@ -345,6 +355,6 @@ class Pipeline:
     def close(self) -> None:
         """Lets everything that waits leave, then closes the sinks."""
         for device in self.devices.values():
-            device.drain()
+            device.close()
         for sink in self.sinks:
             sink.close()

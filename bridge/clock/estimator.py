@@ -21,7 +21,7 @@ PINGS_TO_LOCK = 5
 HOLDOVER_INTERVALS = 5  # pings missed before the state says so
 STEP_MARGIN_NS = 100_000  # beyond the bound: room for the rate's wander over a long silence
 PRECISION_WINDOW = 64
-NEWEST_AHEAD_NS = 100_000_000  # samples are stamped before the round trip that follows them ends
+NEWEST_AHEAD_NS = 100_000_000  # a sample may be this much newer than the end of the newest round trip
 
 
 class ClockSettings(msgspec.Struct, frozen=True):
@@ -246,6 +246,7 @@ class Clock:
         at_ns = self._reference_ns
         if self._newest_mapped_ns is not None:
             # What was mapped stays as it was; but one stamp from the future must not keep corrections from the present.
-            at_ns = max(at_ns, min(self._newest_mapped_ns + 1, at_ns + NEWEST_AHEAD_NS))
+            ahead_ns = self._recent_rtts_ns[-1] + NEWEST_AHEAD_NS
+            at_ns = max(at_ns, min(self._newest_mapped_ns + 1, at_ns + ahead_ns))
         rate = self._envelope.rate
         self._output.steer(at_ns, self._offset_ns + round((at_ns - self._reference_ns) * rate), rate)

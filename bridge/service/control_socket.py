@@ -77,8 +77,12 @@ async def serve(path: Path, control: Control) -> AsyncIterator[None]:
 
 
 def check_free(path: Path) -> None:
-    """Raises BridgeError when another daemon answers at this socket."""
-    if path.exists() and _somebody_listens(path):
+    """Raises BridgeError when another daemon has this socket, or when what is there is no socket, which is kept."""
+    if not os.path.exists(path):
+        return
+    if not path.is_socket():
+        raise BridgeError(f"the control socket {path} cannot be made: something else has that name")
+    if _somebody_listens(path):
         raise BridgeError(f"another pupil-bridge is running: it has the control socket {path}")
 
 
@@ -87,8 +91,10 @@ def _somebody_listens(path: Path) -> bool:
         probe.settimeout(1.0)
         try:
             probe.connect(str(path))
-        except OSError:
+        except (ConnectionRefusedError, FileNotFoundError):
             return False
+        except OSError:
+            return True  # busy, or another user's
     return True
 
 
@@ -116,9 +122,9 @@ def ask(path: Path, command: str) -> dict[str, Any]:
         raise BridgeError(f"no pupil-bridge answers at {path}: {error.strerror or error}") from error
     try:
         reply = json.loads(line)
-    except ValueError as error:
+        if "error" in reply:
+            raise BridgeError(str(reply["error"]))
+        result: dict[str, Any] = reply["result"]
+    except (ValueError, KeyError, TypeError) as error:
         raise BridgeError(f"what answers at {path} is no pupil-bridge") from error
-    if "error" in reply:
-        raise BridgeError(str(reply["error"]))
-    result: dict[str, Any] = reply["result"]
     return result

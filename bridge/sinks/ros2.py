@@ -88,6 +88,8 @@ class Ros2Sink:
         return None
 
     def clock_status(self, device: DeviceDescriptor, status: ClockStatus) -> None:
+        if not self._thread.is_alive():
+            raise RuntimeError("the thread that publishes to ROS 2 has died of the exception above")
         if self._queue.qsize() < self._queue_size:  # else the next one, a second later, is as good
             self._queue.put(lambda: self._publish_status(device, status))
 
@@ -175,6 +177,7 @@ class Ros2Sink:
             ("offset_s", _seconds(status.offset_ns)),
             ("bound_s", _seconds(status.bound_ns)),
             ("precision_s", _seconds(status.precision_ns)),
+            ("slew_s", _seconds(status.slew_ns)),  # stamps are off by this much more, and glide to the estimate
             ("rtt_min_s", _seconds(status.rtt_min_ns)),
             ("drift_ppm", f"{status.drift_ppm:.3f}"),
             ("epoch", str(status.epoch)),
@@ -197,8 +200,9 @@ class Ros2Sink:
 def _join(context: Context, namespace: str, node_name: str) -> Node:
     """The node, on the network. Raises BridgeError with what ROS says, in one line."""
     domain_id = os.environ.get("ROS_DOMAIN_ID", "")
-    if domain_id.isdecimal() and int(domain_id) > MAX_DOMAIN_ID:
-        raise BridgeError(f"ROS_DOMAIN_ID is {domain_id}, more than {MAX_DOMAIN_ID}")
+    with contextlib.suppress(ValueError):  # of what is no number, ROS says so itself
+        if not 0 <= int(domain_id) <= MAX_DOMAIN_ID:
+            raise BridgeError(f"ROS_DOMAIN_ID is {domain_id}: it must be from 0 to {MAX_DOMAIN_ID}")
     try:
         rclpy.init(
             # ROS would write a log file for every run, and not start where it cannot (a service has no HOME).

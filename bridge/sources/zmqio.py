@@ -3,11 +3,30 @@
 from __future__ import annotations
 
 import asyncio
+import uuid
 from collections.abc import Callable
+from typing import Any
 
 import zmq
 
 BATCH = 256  # messages in a row before other work of the loop has its turn
+PIPE_HIGH_WATER_MARK = 1000
+
+
+def pipe(context: zmq.Context[Any]) -> tuple[zmq.Socket[bytes], zmq.Socket[bytes]]:
+    """The two ends of a bounded way between two threads.
+
+    The context knows them, other than those that pyre makes: its `destroy` closes what a thread that died left open,
+    and does not wait for it for ever.
+    """
+    ends = context.socket(zmq.PAIR), context.socket(zmq.PAIR)
+    for end in ends:
+        end.setsockopt(zmq.LINGER, 0)
+        end.set_hwm(PIPE_HIGH_WATER_MARK)
+    endpoint = f"inproc://{uuid.uuid4()}"
+    ends[0].bind(endpoint)
+    ends[1].connect(endpoint)
+    return ends
 
 
 class ZmqReader:

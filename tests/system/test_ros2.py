@@ -15,6 +15,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 import pylsl
@@ -209,6 +210,7 @@ class Run:
     graph: dict[str, Any]
     devices: dict[str, dict[str, Any]]
     matched_ns: int
+    published_before: dict[str, int]
     to_realtime_ns: Callable[[int], int]
     exit_status: int
     shutdown_s: float
@@ -229,6 +231,26 @@ class Run:
         assert stamps_ns[begin] < self.matched_ns + 1_000_000_000
         return rows[begin:]
 
+    def limits_ns(self, device: str, stamps_ns: list[int]) -> list[int]:
+        """How far off each of these stamps may be: half a millisecond, or what the diagnostics admit around it.
+
+        On a busy computer round trips take longer, and the bound with them.
+        """
+        reported = [row for row in self.heard["/diagnostics"] if row["status"][0]["hardware_id"] == device]
+        times_ns = [row["stamp_ns"] for row in reported]
+        values = [row["status"][0]["values"] for row in reported]
+        admitted_ns = [
+            ACCURACY_NS
+            if each["bound_s"] == "unknown"
+            else max(ACCURACY_NS, round((float(each["bound_s"]) + abs(float(each["slew_s"]))) * 1e9))
+            for each in values
+        ]
+        limits_ns = []
+        for stamp_ns in stamps_ns:
+            index = bisect_left(times_ns, stamp_ns)
+            limits_ns.append(max(admitted_ns[max(0, index - 1) : index + 1]))
+        return limits_ns
+
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
@@ -238,10 +260,13 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
         with bridge(tmp_path, sources.config) as daemon:
             matched_ns = listener.process.json_line()["matched"]
             daemon.wait_locked("companion", "core")
-            for device in ("companion", "core"):
+            published_before = {device: sent_to_ros(daemon, device, "gaze") for device in ("companion", "core")}
+            for device, before in published_before.items():
                 wait_until(
-                    lambda device=device: sent_to_ros(daemon, device, "gaze") >= RUN_S * GAZE_HZ,
-                    f"{RUN_S} s of gaze of {device}",
+                    lambda device=device, before=before: (
+                        sent_to_ros(daemon, device, "gaze") >= before + (RUN_S + 1) * GAZE_HZ
+                    ),
+                    f"{RUN_S} s of gaze of {device} after discovery",
                     timeout_s=2 * RUN_S,
                     interval_s=0.25,
                 )
@@ -262,6 +287,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
             graph=graph,
             devices=devices,
             matched_ns=matched_ns,
+            published_before=published_before,
             to_realtime_ns=lambda host_ns: host_ns + offset_ns,
             exit_status=exit_status,
             shutdown_s=shutdown_s,
@@ -290,20 +316,23 @@ def test_as_many_samples_are_heard_as_the_bridge_says_it_published(run: Run, dev
     streams = {stream["name"]: stream for stream in run.devices[device]["streams"]}
     assert streams["gaze"]["dropped"] == {}
     published = streams["gaze"]["samples_out"]["ros2"]
-    missed_before_discovery = published - len(run.expected(device))
-    assert 0 <= missed_before_discovery < GAZE_HZ  # less than a second of them
+    after_discovery = published - run.published_before[device] - GAZE_HZ  # it takes up to a second on the other side
+    assert published >= len(run.expected(device)) >= after_discovery
     for topic in ("pixel", "normalized"):
-        assert len(run.heard[f"{device}/gaze/{topic}"]) == published - missed_before_discovery
+        assert len(run.heard[f"{device}/gaze/{topic}"]) == len(run.expected(device))
 
 
 @pytest.mark.parametrize("device", ["companion", "core"])
-def test_gaze_stamps_are_the_true_instants_in_realtime_within_half_a_millisecond(run: Run, device: str) -> None:
+def test_gaze_stamps_are_the_true_instants_in_realtime(run: Run, device: str) -> None:
     rows = run.heard[f"{device}/gaze/pixel"]
-    errors_ns = sorted(
+    errors_ns = [
         abs(row["stamp_ns"] - run.to_realtime_ns(true["host_ns"]))
         for row, true in zip(rows, run.expected(device), strict=True)
-    )
-    assert errors_ns[int(0.99 * len(errors_ns))] < ACCURACY_NS, f"median {errors_ns[len(errors_ns) // 2]} ns"
+    ]
+    limits_ns = run.limits_ns(device, [row["stamp_ns"] for row in rows])
+    excesses_ns = sorted(error - limit for error, limit in zip(errors_ns, limits_ns, strict=True))
+    assert excesses_ns[int(0.99 * len(excesses_ns))] < 0
+    assert median(errors_ns) < ACCURACY_NS
 
 
 @pytest.mark.parametrize("topic", list(ALL_TOPICS))
@@ -341,18 +370,20 @@ def test_every_event_is_heard_with_its_text_its_device_time_and_its_true_stamp(r
     assert [row["source"] for row in heard] == [row["payload"] for row in expected]
     assert [row["time_ref_ns"] for row in heard] == [row["device_ns"] for row in expected]
     assert len(heard) >= RUN_S * 9
-    for ours, true in zip(heard, expected, strict=True):
-        assert abs(ours["stamp_ns"] - run.to_realtime_ns(true["host_ns"])) < 2 * ACCURACY_NS
+    limits_ns = run.limits_ns("companion", [row["stamp_ns"] for row in heard])
+    for ours, true, limit_ns in zip(heard, expected, limits_ns, strict=True):
+        assert abs(ours["stamp_ns"] - run.to_realtime_ns(true["host_ns"])) < limit_ns
 
 
 @pytest.mark.parametrize("device", ["companion", "core"])
 def test_a_time_reference_pairs_a_host_time_with_what_the_devices_clock_shows_then(run: Run, device: str) -> None:
     rows = run.heard[f"{device}/time_reference"]
     assert len(rows) >= RUN_S - 2
-    for row in rows:
+    limits_ns = run.limits_ns(device, [row["stamp_ns"] for row in rows])
+    for row, limit_ns in zip(rows, limits_ns, strict=True):
         assert row["source"] == device
         true_ns = run.trackers.device_ns(device, run.host_ns(row["stamp_ns"]))
-        assert abs(row["time_ref_ns"] - true_ns) < ACCURACY_NS
+        assert abs(row["time_ref_ns"] - true_ns) < limit_ns
 
 
 @pytest.mark.parametrize("device", ["companion", "core"])
@@ -369,13 +400,16 @@ def test_diagnostics_say_once_a_second_that_the_clock_is_locked_and_how_well(run
         values = status["values"]
         host_ns = run.host_ns(row["stamp_ns"])
         true_offset_s = (host_ns - run.trackers.device_ns(device, host_ns)) / 1e9
-        assert float(values["offset_s"]) == pytest.approx(true_offset_s, abs=ACCURACY_NS / 1e9)
-        assert 0 < float(values["bound_s"]) < 0.005
+        bound_s = float(values["bound_s"])
+        assert 0 < bound_s < 0.005
+        # The offset is that of the last round trip, up to a second ago, and drifts by 50 ppm.
+        assert float(values["offset_s"]) == pytest.approx(true_offset_s, abs=bound_s + 100e-6)
+        assert abs(float(values["slew_s"])) < 0.005
         assert 0 <= float(values["precision_s"]) < 0.005
         assert 0 < float(values["rtt_min_s"]) < 0.01
         assert abs(float(values["drift_ppm"])) < 200
         assert (values["epoch"], values["samples_dropped"]) == ("0", "0")
-        assert len(values) == 7
+        assert len(values) == 8
 
 
 def test_topics_are_reliable_and_the_node_offers_nothing_that_it_does_not_serve(run: Run) -> None:
@@ -552,7 +586,7 @@ def test_ros_needs_no_home_and_no_directory_for_logs(tmp_path: Path) -> None:
     ("environment", "reason"),
     [
         ({"ROS_DOMAIN_ID": "lab"}, "ROS_DOMAIN_ID is not an integral number"),
-        ({"ROS_DOMAIN_ID": "233"}, "ROS_DOMAIN_ID is 233, more than 232"),
+        ({"ROS_DOMAIN_ID": "233"}, "ROS_DOMAIN_ID is 233: it must be from 0 to 232"),
         (
             {
                 "ROS_SECURITY_ENABLE": "true",
