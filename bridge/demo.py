@@ -8,6 +8,7 @@ import json
 import os
 import random
 import selectors
+import signal
 import socket
 import subprocess
 import sys
@@ -78,6 +79,8 @@ type = "ros2"
 def run(*, duration_s: float, report: Path | None, ros: bool, truth_dir: Path | None) -> None:
     """Runs until Ctrl-C or for ``duration_s``, writes ``report``. Raises BridgeError when something does not start."""
     console = Console()
+    # Until the bridge's loop takes the signal over: whoever ends the demo while it starts ends its simulators too.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     with contextlib.ExitStack() as stack:
         directory = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="pupil-bridge-demo-")))
         _stay_on_this_machine(directory, ros, console)

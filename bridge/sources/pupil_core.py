@@ -184,7 +184,7 @@ class PupilCoreDeviceSource:
         clock = self._device.clock
         clock.ping_interval_ns = round(BURST_INTERVAL_S * self._clock_config.ping_interval_s * 1e9)
         check_ports_at_ns = monotonic_ns() + round(PORTS_CHECK_S * 1e9)
-        lost = 0
+        lost, epoch = 0, clock.epoch
         while True:
             wait_s = (clock.next_ping_ns() - monotonic_ns()) / 1e9
             if wait_s > 0:
@@ -193,7 +193,11 @@ class PupilCoreDeviceSource:
             clock.ping_sent(monotonic_ns())
             try:
                 trip = await self._fastest_of_burst(remote)
-                if monotonic_ns() >= check_ports_at_ns:
+                if trip is not None:
+                    self._device.ping(trip)
+                # A clock that has stepped is as a rule a Capture that has been started again.
+                if clock.epoch != epoch or monotonic_ns() >= check_ports_at_ns:
+                    epoch = clock.epoch
                     check_ports_at_ns = monotonic_ns() + round(PORTS_CHECK_S * 1e9)
                     if await self._ports(remote) != ports:
                         raise DeviceUnavailable(f"Pupil Capture at {self._config.address} has been started again")
@@ -202,9 +206,6 @@ class PupilCoreDeviceSource:
                 lost += 1
                 if lost >= REQUESTS_LOST_UNTIL_GONE:
                     raise
-                continue
-            if trip is not None:
-                self._device.ping(trip)
 
     async def _fastest_of_burst(self, remote: PupilRemote) -> RoundTrip | None:
         """The narrowest of some round trips in a row; None when all replies were malformed."""
