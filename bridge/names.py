@@ -16,6 +16,7 @@ from pathlib import Path
 
 log = logging.getLogger(__name__)
 
+NAME = re.compile(r"[a-z][a-z0-9_]*")
 KEPT_IDS = 64  # sensor ids remembered for each name: apps that make new ones at each start must not fill the disk
 
 
@@ -49,7 +50,10 @@ class DeviceNames:
         try:
             tree = json.loads(self._path.read_text(encoding="utf-8"))
             own_names = {str(k): str(v) for k, v in tree["own_names"].items()}
-            self._ids = {str(k): [str(i) for i in v] for k, v in tree["ids"].items()}
+            ids = {str(k): [str(i) for i in v] for k, v in tree["ids"].items()}
+            if wrong := [name for name in (*own_names, *ids) if not NAME.fullmatch(name)]:
+                raise ValueError(f"{wrong[0]!r} cannot be a name")
+            self._ids = ids
             self._own_names = own_names
         except FileNotFoundError:
             pass

@@ -47,4 +47,6 @@ async def supervise(source: Source) -> None:
                     warned = True
                     if not steady:
                         raise
+                else:
+                    raise RuntimeError(f"{source.name} has ended by itself")
         await asyncio.sleep(0)

@@ -62,8 +62,11 @@ async def serve(path: Path, control: Control) -> AsyncIterator[None]:
         path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         check_free(path)
         path.unlink(missing_ok=True)
-        server = await asyncio.start_unix_server(answer, path, limit=MAX_REQUEST_BYTES)
-        path.chmod(0o600)
+        before = os.umask(0o177)  # the daemon's user alone, from the first moment
+        try:
+            server = await asyncio.start_unix_server(answer, path, limit=MAX_REQUEST_BYTES)
+        finally:
+            os.umask(before)
     except OSError as error:
         raise BridgeError(f"the control socket {path} cannot be made: {error.strerror or error}") from error
     try:

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import re
 from collections import Counter
 from collections.abc import Callable
+from ipaddress import IPv4Address
 from typing import Any
 
 import zmq
 
 from bridge.errors import MalformedMessage
+from bridge.sources.quiet import LineBudget
 from bridge.sources.zmqio import ZmqReader
 from bridge.wire import ndsi
 
@@ -21,6 +24,25 @@ MAX_MESSAGE_BYTES = 1 << 20
 ASK_AGAIN_S = 0.25
 ASK_AGAIN_MAX_S = 2.0
 ECHO_ANYWAY_S = 2.0
+MAX_CONTROLS = 64  # kept of a sensor, whatever it sends
+MAX_VALUE_CHARS = 1024
+HOST = re.compile(r"tcp://(.+):[0-9]+")
+
+
+def check_endpoints(attach: ndsi.Attach) -> None:
+    """Raises MalformedMessage unless all endpoints are IPv4 addresses, as those of phones are.
+
+    libzmq looks up host names in the one thread that moves all data: a name server that does not answer silenced
+    every device for ten seconds, again and again.
+    """
+    for endpoint in (attach.notify_endpoint, attach.command_endpoint, attach.data_endpoint):
+        if endpoint is None:
+            continue
+        match = HOST.fullmatch(endpoint)
+        try:
+            IPv4Address(match[1] if match else "")
+        except ValueError as error:
+            raise MalformedMessage(f"NDSI endpoint is not at an IPv4 address: {endpoint!r}") from error
 
 
 class Sensor:
@@ -34,9 +56,11 @@ class Sensor:
         *,
         label: str,
         malformed: Counter[str],
+        lines: LineBudget,
         on_data: Callable[[list[bytes]], None] | None,
         on_control: Callable[[ndsi.ControlUpdate], None],
     ) -> None:
+        """Raises zmq.ZMQError when there are no file descriptors left."""
         self.attach = attach
         self.streaming = False
         self._attached_at = loop.time()
@@ -44,30 +68,44 @@ class Sensor:
         self._loop = loop
         self._label = label
         self._malformed = malformed
+        self._lines = lines
         self._on_control = on_control
         self._ask_again_s = ASK_AGAIN_S
         self._timer: asyncio.TimerHandle | None = None
         self._warned: set[str] = set()
-        topic = attach.sensor_uuid.encode()
+        self._wants_streaming = on_data is not None
         self._readers: list[ZmqReader] = []
-        self._readers.append(ZmqReader(loop, _subscriber(context, attach.notify_endpoint, topic, 1000), self._notified))
+        self._command: zmq.Socket[bytes] = context.socket(zmq.PUSH)
+        try:
+            self._connect(context, on_data)
+        except zmq.ZMQError:
+            self.close()
+            raise
+        self._ask()
+
+    def _connect(self, context: zmq.Context[Any], on_data: Callable[[list[bytes]], None] | None) -> None:
+        attach, topic = self.attach, self.attach.sensor_uuid.encode()
+
+        def notified(frames: list[bytes]) -> None:
+            if frames[0] == topic:  # subscriptions match by prefix
+                self._notified(frames)
+
+        notifications = _subscriber(context, attach.notify_endpoint, topic, 1000)
+        self._readers.append(ZmqReader(self._loop, notifications, notified))
         if on_data is not None and attach.data_endpoint is not None:
 
             def on_frames(frames: list[bytes]) -> None:
                 if frames[0] != topic:
-                    return  # subscriptions match by prefix
+                    return
                 if "streaming" not in self.controls:
                     self.streaming = True  # data is the proof, where the control's update was lost
                 on_data(frames)
 
             data = _subscriber(context, attach.data_endpoint, topic, DATA_HIGH_WATER_MARK)
-            self._readers.append(ZmqReader(loop, data, on_frames))
-        self._wants_streaming = on_data is not None
-        self._command = context.socket(zmq.PUSH)
+            self._readers.append(ZmqReader(self._loop, data, on_frames))
         self._command.setsockopt(zmq.LINGER, 0)
         self._command.setsockopt(zmq.SNDHWM, 100)
         self._command.connect(attach.command_endpoint)
-        self._ask()
 
     def _ask(self) -> None:
         """Asks for what is missing. The first answers are often lost: the subscription may still be on its way."""
@@ -98,7 +136,7 @@ class Sensor:
             case ndsi.ControlUpdate(control_id=control_id, value=value):
                 if value is None and control_id in self.controls:
                     return  # the update is about something else than the value
-                self.controls[control_id] = value
+                self._keep(control_id, value)
                 if control_id == "streaming":
                     self._streaming_is(value is True)
                 self._on_control(notification)
@@ -107,7 +145,11 @@ class Sensor:
             case ndsi.ControlError(error_str=text):
                 if text not in self._warned and len(self._warned) < 20:
                     self._warned.add(text)
-                    log.warning("%s: the device refuses: %s", self._label, text)
+                    log.log(self._lines.level(logging.WARNING), "%s: the device refuses: %.200r", self._label, text)
+
+    def _keep(self, control_id: str, value: object) -> None:
+        if control_id in self.controls or control_id == "streaming" or len(self.controls) < MAX_CONTROLS:
+            self.controls[control_id] = value[:MAX_VALUE_CHARS] if isinstance(value, str) else value
 
     def _streaming_is(self, on: bool) -> None:
         if self.streaming and not on and self._timer is None:
