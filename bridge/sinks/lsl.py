@@ -82,6 +82,7 @@ class LslSink:
             channel = channels.append_child("channel")
             channel.append_child_value("label", label)
             channel.append_child_value("unit", unit)
+            channel.append_child_value("type", "TimeSync")
         _describe_device(info, device)
         self._sync[device.name] = pylsl.StreamOutlet(info, 0, self._max_buffered_s)
 

@@ -19,11 +19,12 @@ import zmq
 from bridge.clock.host import monotonic_ns
 from bridge.config import ClockConfig, NdsiDevice, NdsiSource
 from bridge.errors import DeviceUnavailable, MalformedMessage
-from bridge.names import DeviceNames
+from bridge.names import KEPT_IDS, DeviceNames
 from bridge.pipeline import Device, Pipeline
 from bridge.sources.interfaces import Interface, find_interface
 from bridge.sources.ndsi_echo import EchoExchange
-from bridge.sources.ndsi_sensor import Sensor
+from bridge.sources.ndsi_sensor import Sensor, check_endpoints
+from bridge.sources.quiet import LineBudget
 from bridge.sources.zre import ZreEvent, ZreNode
 from bridge.streams import Channel, DeviceDescriptor, GazePosition, StreamDescriptor, StreamKind
 from bridge.wire import ndsi
@@ -34,7 +35,9 @@ NAN = math.nan
 WATCH_INTERVAL_S = 1.0
 PING_POLL_S = 0.05
 SILENT_AFTER_NS = 1_500_000_000  # a device that streams and is silent for this long is not in the way of another
-MAX_SENSORS_PER_PEER = 32
+MAX_SENSORS_PER_PEER = 8  # of the types that are used, of which a phone has three
+MAX_PEERS = 32  # with sensors: each costs some fifty file descriptors
+MAX_DEVICES = 64  # each has outlets for as long as the daemon runs
 
 GAZE_CHANNELS = (
     Channel("x", "pixels", "ScreenX", coordinate_system="world"),
@@ -54,6 +57,7 @@ class Phone:
         self.own_name = own_name
         self.device = device
         self.sensors: dict[str, Sensor] = {}
+        self.ids: set[str] = set()  # of its sensors, the unused ones too
         self.last_data_ns = monotonic_ns()
         self._source = source
         self._gaze = device.stream(gaze_stream(device.descriptor, config))
@@ -68,39 +72,49 @@ class Phone:
         return self.device.descriptor.name
 
     def attach(self, attach: ndsi.Attach) -> None:
+        """Opens the sensor, if it is of a type that is used."""
         known = self.sensors.get(attach.sensor_uuid)
         if known is not None:
             if known.attach == attach:
                 return  # whispered and shouted
-            known.close()
-        elif len(self.sensors) >= MAX_SENSORS_PER_PEER:
-            self.device.malformed["too_many_sensors"] += 1
-            return
+            self.detach(attach.sensor_uuid)
         on_data = {"gaze": self._on_gaze, "event": self._on_event}.get(attach.sensor_type)
         if on_data is None and attach.sensor_type != "hardware":
-            log.debug("%s: sensor %s of type %s is not used", self.name, attach.sensor_name, attach.sensor_type)
+            log.debug("%s: sensor %r of type %r is not used", self.name, attach.sensor_name, attach.sensor_type)
+            return
+        if len(self.sensors) >= MAX_SENSORS_PER_PEER:
+            self.device.malformed["too_many_sensors"] += 1
             return
         if attach.sensor_type == "event" and self._was_without_echo:
             # Whether the app's clock went on meanwhile is not known.
             self._was_without_echo = False
             self.device.attached()
-        self.sensors[attach.sensor_uuid] = Sensor(
-            self._source.loop,
-            self._source.context,
-            attach,
-            label=f"{self.name} {attach.sensor_name}",
-            malformed=self.device.malformed,
-            on_data=on_data,
-            on_control=self._on_control,
-        )
-        log.info("%s: sensor %s (%s) attached", self.name, attach.sensor_name, attach.sensor_type)
+        try:
+            self.sensors[attach.sensor_uuid] = Sensor(
+                self._source.loop,
+                self._source.context,
+                attach,
+                label=f"{self.name} {attach.sensor_name!r}",
+                malformed=self.device.malformed,
+                lines=self._source.lines,
+                on_data=on_data,
+                on_control=self._on_control,
+            )
+        except zmq.ZMQError as error:
+            self.device.malformed["no_connection"] += 1
+            self._say("%s: sensor %r cannot be connected to: %s", attach.sensor_name, error)
+            return
+        self._say("%s: sensor %r (%s) attached", attach.sensor_name, attach.sensor_type)
 
     def detach(self, sensor_uuid: str) -> None:
         sensor = self.sensors.pop(sensor_uuid, None)
         if sensor is not None:
             sensor.close()
             self._was_without_echo |= sensor.attach.sensor_type == "event"
-            log.info("%s: sensor %s detached", self.name, sensor.attach.sensor_name)
+            self._say("%s: sensor %r detached", sensor.attach.sensor_name)
+
+    def _say(self, text: str, *arguments: object) -> None:
+        log.log(self._source.lines.level(logging.INFO), text, self.name, *arguments)
 
     def close(self) -> None:
         for sensor_uuid in list(self.sensors):
@@ -185,6 +199,7 @@ class NdsiDeviceSource:
         self._counts: Counter[str] = Counter()
         self._node_counts: Counter[str] = Counter()
         self._own_names: set[str] = set()
+        self.lines = LineBudget()
 
     def open(self, pipeline: Pipeline) -> None:
         self._pipeline = pipeline
@@ -257,6 +272,8 @@ class NdsiDeviceSource:
     def _announced(self, event: ZreEvent) -> None:
         try:
             announcement = ndsi.parse_announcement(event.content[0] if event.content else b"")
+            if isinstance(announcement, ndsi.Attach):
+                check_endpoints(announcement)
         except MalformedMessage as error:
             self._counts["announcements_malformed"] += 1
             log.debug("from %s: %s", event.name, error)
@@ -268,11 +285,20 @@ class NdsiDeviceSource:
             return
         if phone is None:
             phone = self._meet(event.peer, event.name, announcement.sensor_uuid)
-        self._names.remember(phone.name, phone.own_name, announcement.sensor_uuid)
+        if phone is None:
+            return
+        if len(phone.ids) < KEPT_IDS:  # each new one is written to the disk
+            phone.ids.add(announcement.sensor_uuid)
+            self._names.remember(phone.name, phone.own_name, announcement.sensor_uuid)
         phone.attach(announcement)
 
-    def _meet(self, peer: uuid.UUID, own_name: str, sensor_uuid: str) -> Phone:
+    def _meet(self, peer: uuid.UUID, own_name: str, sensor_uuid: str) -> Phone | None:
+        """The phone that this peer is from now on. None when there are too many."""
         config = self._recognise(own_name, sensor_uuid)
+        new = config.name not in self._own_names
+        if len(self._phones) >= MAX_PEERS or (new and len(self._own_names) >= MAX_DEVICES):
+            self._counts["devices_turned_away"] += 1
+            return None
         for other in list(self._phones.values()):
             if other.name == config.name:
                 # The app was killed and is back under a new identity; ZRE will notice the old one's end only later.
@@ -281,7 +307,7 @@ class NdsiDeviceSource:
         phone = Phone(self, peer, own_name, config, device)
         self._phones[peer] = phone
         device.attached()
-        log.info("%s: device %r is there", config.name, own_name)
+        log.log(self.lines.level(logging.INFO), "%s: device %r is there", config.name, own_name)
         phone.task = self._tasks.create_task(phone.keep_time(), name=f"clock of {config.name}")
         return phone
 
@@ -290,7 +316,7 @@ class NdsiDeviceSource:
         if phone is not None:
             phone.close()
             phone.device.detached()
-            log.info("%s: device %r has gone", phone.name, phone.own_name)
+            log.log(self.lines.level(logging.INFO), "%s: device %r has gone", phone.name, phone.own_name)
 
     # --- identity ------------------------------------------------------------------------------------------------
 
@@ -302,20 +328,26 @@ class NdsiDeviceSource:
             if device.name == known:
                 return device
         for device in configured:
-            if not self._in_use(device.name):
+            if not self._in_use(device.name, own_name):
                 return device
         taken = {device.name for device in self._config.devices}
         name = known if known is not None and known not in taken else None
         if name is None:
-            name = self._names.choose(own_name, lambda name: name in taken or self._in_use(name))
+            name = self._names.choose(own_name, lambda name: name in taken or self._in_use(name, own_name))
         return NdsiDevice(name=name)
 
-    def _in_use(self, name: str) -> bool:
-        """Whether a device of that name is there and alive, so that another one cannot be it."""
+    def _in_use(self, name: str, own_name: str) -> bool:
+        """Whether a device of that name is there, so that one that calls itself ``own_name`` cannot be it.
+
+        One of the same own name that is silent may be its app of before, which was killed.
+        """
         if name in self._pipeline.devices and name not in self._own_names:
             return True  # another source's
         now_ns = monotonic_ns()
-        return any(p.name == name and now_ns - p.last_data_ns < SILENT_AFTER_NS for p in self._phones.values())
+        return any(
+            p.name == name and (p.own_name != own_name or now_ns - p.last_data_ns < SILENT_AFTER_NS)
+            for p in self._phones.values()
+        )
 
     def _declare(self, config: NdsiDevice) -> Device:
         self._own_names.add(config.name)

@@ -130,7 +130,7 @@ class PupilCoreDeviceSource:
         reader: ZmqReader | None = None
         try:
             ports = await self._ports(remote)
-            self._version = (await remote.ask(b"v"))[0].decode("utf-8", "replace")
+            self._version = _printable((await remote.ask(b"v"))[0])
             reader = ZmqReader(loop, self._subscribe(context, ports[0]), self._on_datum)
             log.info("%s: Pupil Capture %s at %s", self._config.name, self._version, self._config.address)
             self._device.attached()
@@ -204,6 +204,7 @@ class PupilCoreDeviceSource:
                 lost = 0
             except NoAnswer:
                 lost += 1
+                check_ports_at_ns = 0  # it may have been started again in between
                 if lost >= REQUESTS_LOST_UNTIL_GONE:
                     raise
 
@@ -220,6 +221,11 @@ class PupilCoreDeviceSource:
             if best is None or trip.rtt_ns < best.rtt_ns:
                 best = trip
         return best
+
+
+def _printable(reply: bytes) -> str:
+    """What fits into a log line, of a text that may be anything."""
+    return "".join(letter for letter in reply[:40].decode("utf-8", "replace") if letter.isprintable())
 
 
 def gaze_stream(device: DeviceDescriptor, config: PupilCoreSource) -> StreamDescriptor:

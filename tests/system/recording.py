@@ -113,10 +113,21 @@ def _comparison(recorded: Recorded, rows: list[dict[str, Any]]) -> Comparison:
 
 
 def missing(rows: list[dict[str, Any]], truth: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """The true samples between the first and the last of ``rows`` (of one device's life) that are not in it."""
+    """The true samples between the first and the last of ``rows`` (of one device's life) that are not in it.
+
+    Between them in both orders: Capture's gaze is not sent in the order of its stamps, a recorder begins by the stamps,
+    and a subscriber by what is sent.
+    """
     found = {row["sequence"] for row in rows}
     first, last = min(row["device_ns"] for row in rows), max(row["device_ns"] for row in rows)
-    return [row for row in truth if row["sent"] and first <= row["device_ns"] <= last and row["sequence"] not in found]
+    return [
+        row
+        for row in truth
+        if row["sent"]
+        and first <= row["device_ns"] <= last
+        and min(found) < row["sequence"] < max(found)
+        and row["sequence"] not in found
+    ]
 
 
 def goes_backwards(recorded: Recorded) -> list[tuple[float, float]]:

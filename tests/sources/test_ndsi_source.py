@@ -1,0 +1,653 @@
+"""The NDSI source in a pipeline, against phones that are made of raw sockets here."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+import os
+import random
+import struct
+import uuid
+from collections.abc import AsyncIterator
+from ipaddress import IPv4Address
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from bridge.clock import ClockSettings, ClockState
+from bridge.config import ClockConfig, NdsiSource
+from bridge.names import DeviceNames
+from bridge.pipeline import Device, Pipeline
+from bridge.sources import ndsi, ndsi_echo, ndsi_sensor, quiet
+from bridge.sources.ndsi import NdsiDeviceSource
+from tests.sources.lab import (
+    TIME_ECHO,
+    RawPhone,
+    RecordingOutput,
+    RecordingSink,
+    device_time,
+    event_frames,
+    gaze_frames,
+)
+from tests.sources.zre_peer import free_tcp_port, free_udp_port, until
+
+
+class Lab:
+    """A running source, its pipeline, and the phones that a test makes."""
+
+    def __init__(self, tmp_path: Path, *devices: dict[str, Any]) -> None:
+        self.beacon_port = free_udp_port()
+        self.sink = RecordingSink()
+        clock = ClockConfig(ping_interval_s=0.1)
+        self.pipeline = Pipeline([self.sink], clock_settings=ClockSettings(ping_interval_ns=clock.ping_interval_ns))
+        config = NdsiSource.model_validate(
+            {
+                "type": "ndsi",
+                "interface": "127.0.0.1",
+                "beacon_port": self.beacon_port,
+                "device": list(devices) or [{"name": "companion", "match": "Raw"}],
+            }
+        )
+        assert config.interface == IPv4Address("127.0.0.1")
+        self.source = NdsiDeviceSource(config, clock, DeviceNames(tmp_path))
+        self.source.open(self.pipeline)
+        self.task = asyncio.create_task(self.source.run())
+        self.phones: list[RawPhone] = []
+
+    def phone(self, name: str = "Raw", identity: uuid.UUID | None = None) -> RawPhone:
+        made = RawPhone(self.beacon_port, name, identity)
+        made.live()
+        self.phones.append(made)
+        return made
+
+    async def end(self) -> None:
+        for phone in self.phones:
+            await phone.end()
+        assert not self.task.done(), f"the source has ended: {self.task}"
+        self.task.cancel()
+        await asyncio.gather(self.task, return_exceptions=True)
+        self.pipeline.close()
+
+    def device(self, name: str = "companion") -> Device:
+        return self.pipeline.devices[name]
+
+    def out(self, stream: str, device: str = "companion") -> RecordingOutput:
+        return self.sink.streams[device, stream]
+
+    @property
+    def counts(self) -> dict[str, int]:
+        counts = self.source.status()["counts"]
+        assert isinstance(counts, dict)
+        return counts
+
+    async def locked(self, name: str = "companion") -> None:
+        await until(lambda: self.device(name).clock.locked, f"the clock of {name} is locked")
+
+    async def serves(self, phone: RawPhone, name: str = "companion", count: int = 50) -> None:
+        """Fails unless every sample of the phone gets through."""
+        await phone.streams()
+        await self.locked(name)
+        gaze, event = self.out("gaze", name), self.out("event", name)
+        before, events_before = len(gaze.samples), len(event.samples)
+        sent = []
+        for number in range(count):
+            sent.append((float(number), random.randrange(1000) / 4))
+            phone.gaze.send(gaze_frames(device_time(), *sent[-1]))
+            if number % 10 == 0:
+                phone.event.send(event_frames(device_time(), f"event {number}"))
+        await until(
+            lambda: len(gaze.samples) == before + count and len(event.samples) == events_before + (count + 9) // 10,
+            f"all samples of {name}; {self.device(name).streams['gaze'].all_drops()}",
+        )
+        assert [payload[:2] for payload in gaze.payloads[before:]] == sent
+        assert event.payloads[events_before:] == [f"event {number}" for number in range(0, count, 10)]
+
+
+@pytest.fixture
+async def lab(tmp_path: Path) -> AsyncIterator[Lab]:
+    made = Lab(tmp_path)
+    yield made
+    await made.end()
+
+
+async def test_a_phone_is_found_streams_and_every_sample_arrives_at_the_right_time(lab: Lab) -> None:
+    phone = lab.phone()
+    await phone.attached()
+    await lab.serves(phone)
+    gaze = lab.out("gaze")
+    for sample, host_ns in zip(gaze.samples, gaze.host_ns, strict=True):
+        true_ns = sample.device_ns - device_time(0)
+        assert abs(host_ns - true_ns) < 5_000_000
+        assert host_ns <= sample.received_ns
+    assert lab.device().connected
+    assert lab.source.status()["peers"] == ["Raw"]
+
+
+# --- attach and detach -----------------------------------------------------------------------------------------------
+
+
+async def test_an_attach_that_is_whispered_and_shouted_twice_gives_one_subscription(lab: Lab) -> None:
+    phone = lab.phone()
+    await phone.attached()
+    for _ in range(2):
+        for sensor in (phone.gaze, phone.event):
+            phone.whisper(sensor.attach())
+            phone.shout(sensor.attach())
+    await lab.serves(phone)
+    for sensor in (phone.gaze, phone.event):
+        assert sensor.seen == {"notify": 1, "data": 1}
+
+
+async def test_an_attach_with_other_endpoints_moves_the_subscription(lab: Lab) -> None:
+    phone = lab.phone()
+    await phone.attached()
+    old, new = phone.gaze, phone.sensor("gaze", "Gaze")
+    new.uuid = old.uuid
+    phone.whisper(new.attach())
+    await until(lambda: old.subscribed["data"] == 0 and new.subscribed["data"] == 1, "it has moved")
+    phone.gaze = new
+    await lab.serves(phone)
+
+
+async def test_a_detached_sensor_is_not_listened_to(lab: Lab) -> None:
+    phone = lab.phone()
+    await phone.attached()
+    await lab.serves(phone)
+    phone.whisper(phone.gaze.detach())
+    phone.whisper(phone.gaze.detach())
+    phone.whisper(json.dumps({"subject": "detach", "sensor_uuid": "never seen"}).encode())
+    await until(lambda: phone.gaze.subscribed["data"] == phone.gaze.subscribed["notify"] == 0, "it has gone")
+    phone.whisper(phone.gaze.attach())
+    await lab.serves(phone)
+
+
+@pytest.mark.parametrize("how", ["detached before", "other endpoints"])
+async def test_an_event_sensor_that_is_attached_again_begins_a_new_clock(lab: Lab, how: str) -> None:
+    phone = lab.phone()
+    await phone.attached()
+    await lab.serves(phone)
+    epoch = lab.device().clock.epoch
+    if how == "detached before":
+        phone.whisper(phone.event.detach())
+        await until(lambda: phone.event.subscribed["data"] == 0, "it has gone")
+        assert lab.device().clock.epoch == epoch
+    else:
+        new = phone.sensor("event", "Event")
+        new.uuid, phone.event = phone.event.uuid, new
+    phone.whisper(phone.event.attach())
+    await until(lambda: lab.device().clock.epoch == epoch + 1, "the clock is another one")
+    await lab.serves(phone)
+    assert lab.device().clock.epoch == epoch + 1
+
+
+async def test_a_phone_that_leaves_is_gone_and_is_served_again_when_it_comes_back(lab: Lab) -> None:
+    phone = lab.phone()
+    await phone.attached()
+    await lab.serves(phone)
+    phone.beacon(port=0)
+    await until(lambda: not lab.device().connected, "it has gone")
+    await until(lambda: phone.gaze.subscribed["data"] == 0, "nobody listens")
+    await phone.attached()
+    await lab.serves(phone)
+    assert lab.sink.devices == ["companion"]
+
+
+async def test_a_phone_that_comes_back_under_another_identity_is_the_same_device(lab: Lab) -> None:
+    killed = lab.phone()
+    await killed.attached()
+    await lab.serves(killed)
+    again = lab.phone()
+    for old, new in zip(killed.sensors, again.sensors, strict=True):
+        new.uuid = old.uuid
+    await again.attached()
+    await until(lambda: killed.gaze.subscribed["data"] == 0, "the killed one is not listened to")
+    await lab.serves(again)
+    assert lab.sink.devices == ["companion"]
+
+
+async def test_a_silent_phone_keeps_its_name_when_another_one_comes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ndsi, "SILENT_AFTER_NS", 0)
+    lab = Lab(tmp_path, {"name": "companion", "match": "*"})
+    first, second = lab.phone("One"), lab.phone("Two")
+    await first.attached()
+    await second.attached()
+    await lab.serves(first, "companion")
+    await lab.serves(second, "two")
+    assert lab.sink.devices == ["companion", "two"]
+    await lab.end()
+
+
+# --- controls ----------------------------------------------------------------------------------------
+
+
+async def test_controls_that_were_lost_are_asked_for_again(lab: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ndsi_sensor, "ASK_AGAIN_S", 0.01)
+    phone = lab.phone()
+    for sensor in (phone.gaze, phone.event):
+        sensor.ignore_commands = 9
+    await phone.attached()
+    await lab.serves(phone)
+    assert phone.gaze.asked("refresh_controls") >= 5
+    assert phone.gaze.asked("set_control_value") >= 5
+    assert all(c["value"] is True for c in phone.gaze.commands if c["action"] == "set_control_value")
+
+
+async def test_asking_stops_when_streaming_is_on(lab: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ndsi_sensor, "ASK_AGAIN_S", 0.005)
+    phone = lab.phone()
+    await phone.attached()
+    await lab.serves(phone)
+    asked = len(phone.gaze.commands)
+    for _ in range(5):
+        await lab.serves(phone)
+    assert len(phone.gaze.commands) == asked
+
+
+async def test_streaming_that_somebody_switches_off_is_switched_on_again(
+    lab: Lab, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ndsi_sensor, "ASK_AGAIN_S", 0.01)
+    phone = lab.phone()
+    await phone.attached()
+    await lab.serves(phone)
+    for _ in range(3):
+        for sensor in (phone.gaze, phone.event):
+            sensor.streaming = False
+            sensor.update("streaming", False)
+        await lab.serves(phone)
+
+
+async def test_sensors_of_a_hardware_type_are_asked_but_never_told_to_stream(lab: Lab) -> None:
+    phone = lab.phone()
+    await phone.attached()
+    await lab.serves(phone)
+    await until(lambda: phone.hardware.asked("refresh_controls"), "its controls were asked for")
+    assert phone.hardware.asked("set_control_value") == 0
+    assert phone.hardware.subscribed["data"] == 0
+
+
+async def test_thousands_of_controls_are_not_all_kept(lab: Lab) -> None:
+    phone = lab.phone()
+    await phone.attached()
+    for number in range(5000):
+        phone.gaze.update(f"control {number}", "x" * 3000)
+    phone.gaze.update("streaming", True)
+    await lab.serves(phone)
+    (there,) = lab.source._phones.values()
+    controls = there.sensors[phone.gaze.uuid].controls
+    assert controls["streaming"] is True
+    assert len(controls) <= ndsi_sensor.MAX_CONTROLS + 1
+    assert all(len(str(value)) <= ndsi_sensor.MAX_VALUE_CHARS for value in controls.values())
+
+
+async def test_a_phone_that_refuses_is_said_in_a_few_lines(lab: Lab, caplog: pytest.LogCaptureFixture) -> None:
+    phone = lab.phone()
+    await phone.attached()
+    for number in range(1000):
+        error = {
+            "subject": "error",
+            "seq": 1,
+            "error_no": 1,
+            "error_str": f"no {number}\nforged line\x1b[2J" + "!" * 9999,
+        }
+        phone.gaze.say(json.dumps(error).encode())
+    await lab.serves(phone)
+    refusals = [record.getMessage() for record in caplog.records if "refuses" in record.getMessage()]
+    assert 1 <= len(refusals) <= 20
+    assert all(len(line) < 300 and line.isprintable() for line in refusals)
+
+
+# --- malformed messages ----------------------------------------------------------------------------------------
+
+
+def malformed_gaze() -> list[list[bytes]]:
+    good, body = gaze_frames(1, 2.0, 3.0)
+    return [
+        [],
+        [b""],
+        [good],
+        [good, b""],
+        [good, body[:-1]],
+        [good, body + b"\0"],
+        [good[:-1], body],
+        [good + b"\0", body],
+        [b"", b""],
+        [good, struct.pack("<ff", float("nan"), 1.0)],
+        [good, struct.pack("<ff", 1.0, float("-inf"))],
+        [b"\xff" * 8, body],
+        [b"x" * 100_000, b"y" * 100_000],
+    ]
+
+
+def malformed_events() -> list[list[bytes]]:
+    return [
+        [],
+        [b""],
+        [struct.pack("<qii", 1, 3, 0)],
+        [struct.pack("<qii", 1, 4, 0), b"abc"],
+        [struct.pack("<qii", 1, -1, 0), b""],
+        [struct.pack("<qii", 1, 2**31 - 1, 0), b"abc"],
+        [struct.pack("<qii", 1, 3, 7), b"abc"],
+        [struct.pack("<qii", 1, 2, 0), b"\xff\xfe"],
+        [struct.pack("<qii", 1, 3, 0)[:-1], b"abc"],
+        [struct.pack("<qii", 1, 100_000, 0), b"a" * 100_000],
+    ]
+
+
+def malformed_notifications() -> list[list[bytes]]:
+    texts = [
+        b"",
+        b"{",
+        b"null",
+        b"[]",
+        b"\xff\xff",
+        b"{}",
+        b'{"subject":"update"}',
+        b'{"subject":"update","control_id":"streaming","seq":-1,"changes":{}}',
+        b'{"subject":"update","control_id":"streaming","seq":1,"changes":[]}',
+        b'{"subject":"update","control_id":"streaming","seq":1,"changes":{"value":{"a":1}}}',
+        b'{"subject":"remove","seq":1}',
+        b'{"subject":"error","seq":1,"error_no":"x","error_str":1}',
+        b'{"subject":"unheard of"}',
+        b"[" * 50_000,
+        b'{"subject":"update","control_id":"x","seq":1,"changes":{"value":' + b"[" * 20_000 + b"}",
+        b"x" * 500_000,
+    ]
+    return [[], *[[text] for text in texts]]
+
+
+async def test_malformed_data_and_notifications_are_counted_and_all_good_ones_arrive(lab: Lab) -> None:
+    phone = lab.phone()
+    await phone.attached()
+    await lab.locked()
+    sent = []
+    for number in range(20):
+        for frames in malformed_gaze():
+            phone.gaze.send(frames)
+            sent.append((float(len(sent)), float(number)))
+            phone.gaze.send(gaze_frames(device_time(), *sent[-1]))
+        for frames in malformed_events():
+            phone.event.send(frames)
+        phone.event.send(event_frames(device_time(), f"good {number}"))
+        for frames in malformed_notifications():
+            phone.gaze.say(*frames)
+    gaze, event, device = lab.out("gaze"), lab.out("event"), lab.device()
+    await until(lambda: len(gaze.samples) >= len(sent) and len(event.samples) >= 20, "all good ones")
+    expected = {
+        "gaze": 20 * len(malformed_gaze()),
+        "event": 20 * len(malformed_events()),
+        "notification": 20 * len(malformed_notifications()),
+    }
+    await until(
+        lambda: {key: device.malformed[key] for key in expected} == expected, f"{expected}, not {device.malformed}"
+    )
+    assert [payload[:2] for payload in gaze.payloads] == sent
+    assert event.payloads == [f"good {number}" for number in range(20)]
+    assert device.streams["gaze"].all_drops() == {}
+    await lab.serves(phone)
+
+
+async def test_malformed_announcements_are_counted_and_make_no_device(lab: Lab) -> None:
+    phone, liar = lab.phone(), lab.phone("Liar")
+    await phone.attached()
+    await liar.meet()
+    good = json.loads(liar.gaze.attach())
+    bad: list[bytes] = [b"", b"{", b"null", b"\xff", b"[" * 8000, b"x" * 60_000, b'{"subject":"attack"}']
+    bad += [json.dumps({k: v for k, v in good.items() if k != key}).encode() for key in good]
+    for key in ("notify_endpoint", "command_endpoint", "data_endpoint"):
+        for endpoint in (
+            1,
+            "",
+            "garbage",
+            "ipc:///tmp/x",
+            "inproc://x",
+            "tcp://*:5000",
+            "tcp://127.0.0.1:0",
+            "tcp://127.0.0.1:70000",
+            "tcp://localhost:5000",
+            "tcp://host.invalid:5000",
+            "tcp://999.1.1.1:5000",
+            "tcp://127.0.0.1:5000;127.0.0.1:5001",
+            "tcp://[::1]:5000",
+            "udp://127.0.0.1:5000",
+        ):
+            bad.append(json.dumps({**good, key: endpoint}).encode())
+    for message in bad:
+        liar.whisper(message)
+        liar.shout(message)
+    await until(lambda: lab.counts.get("announcements_malformed") == 2 * len(bad), f"{2 * len(bad)}, not {lab.counts}")
+    assert lab.sink.devices == ["companion"]
+    await lab.serves(phone)
+    assert list(lab.device().malformed) == []
+
+
+async def test_sensors_at_which_nobody_listens_disturb_nobody(lab: Lab) -> None:
+    phone, other = lab.phone(), lab.phone("Other")
+    await phone.attached()
+    await other.meet()
+    nowhere = {f"{which}_endpoint": f"tcp://127.0.0.1:{free_tcp_port()}" for which in ("notify", "command", "data")}
+    other.whisper(other.gaze.attach(**nowhere))
+    other.whisper(other.event.attach(**nowhere))
+    await until(lambda: "other" in lab.pipeline.devices, "it is a device")
+    await lab.serves(phone)
+    for sensor in (other.gaze, other.event):
+        other.whisper(sensor.attach())
+    await lab.serves(other, "other")
+
+
+async def test_data_under_a_longer_topic_is_anothers(lab: Lab) -> None:
+    phone = lab.phone()
+    await phone.attached()
+    await lab.locked()
+    longer = phone.gaze.uuid.encode() + b"0"
+    phone.gaze.data.send_multipart([longer, *gaze_frames(device_time(), 1, 1)])
+    phone.gaze.notify.send_multipart([longer, b"{}"])
+    await lab.serves(phone)
+    assert len(lab.out("gaze").samples) == 50
+    assert list(lab.device().malformed) == []
+
+
+# --- the clock -----------------------------------------------------------------------------------------------------
+
+
+async def test_an_echo_that_comes_twice_is_not_used(lab: Lab) -> None:
+    phone = lab.phone()
+    phone.echoes = 2
+    await phone.attached()
+    await until(lambda: lab.device().malformed["echo_lost_or_doubtful"] >= 5, "five pings with two echoes")
+    assert lab.device().clock.pings_accepted == 0
+    phone.echoes = 1
+    await lab.serves(phone)
+
+
+async def test_the_echo_of_another_hosts_ping_is_not_used(lab: Lab) -> None:
+    phone = lab.phone()
+    phone.echoes = 2
+    phone.echo_offsets_ns = [-40_000_000, 0]  # another host's ping was stamped before ours was sent
+    await phone.attached()
+    await until(lambda: lab.device().malformed["echo_lost_or_doubtful"] >= 5, "five pings with a foreign echo")
+    assert lab.device().clock.pings_accepted == 0
+
+
+async def test_an_echo_that_nobody_here_asked_for_is_no_round_trip_and_no_event(lab: Lab) -> None:
+    phone = lab.phone()
+    await phone.attached()
+    await lab.serves(phone)
+    clock = lab.device().clock
+    clock.ping_interval_ns = 3600 * 10**9
+    await until(lambda: phone.pings == clock.pings_accepted + clock.pings_rejected >= 10, "the last round trip")
+    pings, accepted = phone.pings, clock.pings_accepted
+    for _ in range(1000):
+        phone.event.send(event_frames(device_time() - 10**9, TIME_ECHO))
+    await lab.serves(phone)
+    assert (phone.pings, clock.pings_accepted, clock.pings_rejected) == (pings, accepted, 0)
+    assert TIME_ECHO not in lab.out("event").payloads
+
+
+async def test_lost_echoes_are_counted_and_pinged_for_again(lab: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ndsi_echo, "ECHO_TIMEOUT_S", 0.03)
+    phone = lab.phone()
+    phone.echoes = 0
+    await phone.attached()
+    await until(lambda: lab.device().malformed["echo_lost_or_doubtful"] >= 5, "five lost echoes")
+    assert lab.device().clock.state(0) == ClockState.UNLOCKED
+    phone.echoes = 1
+    await lab.serves(phone)
+
+
+async def test_a_flood_of_echoes_leaves_memory_and_other_phones_alone(lab: Lab) -> None:
+    phone, flooder = lab.phone(), lab.phone("Flooder")
+    await phone.attached()
+    await flooder.attached()
+    frames = event_frames(device_time(), TIME_ECHO)
+    for _ in range(20_000):
+        flooder.event.send(frames)
+    await lab.serves(phone)
+    assert lab.device().clock.pings_accepted > 0
+    await until(lambda: all(len(p._exchange.echoes) <= 2 for p in _exchanging(lab)), "no more than two are kept")
+
+
+def _exchanging(lab: Lab) -> list[Any]:
+    return [phone for phone in lab.source._phones.values() if phone._exchange is not None]
+
+
+# --- too much of everything ------------------------------------------------------------------------------------------
+
+
+async def test_forty_sensors_of_one_peer_are_bounded_and_counted(lab: Lab) -> None:
+    phone, many = lab.phone(), lab.phone("Many")
+    await phone.attached()
+    await many.meet()
+    files = len(os.listdir("/proc/self/fd"))
+    for number in range(40):
+        many.whisper(many.gaze.attach(sensor_uuid=f"{number:032d}", sensor_name=f"gaze {number}"))
+    await until(lambda: "many" in lab.pipeline.devices, "it is a device")
+    counted = 40 - ndsi.MAX_SENSORS_PER_PEER
+    await until(lambda: lab.device("many").malformed["too_many_sensors"] == counted, "the others are counted")
+    # Each socket has an eventfd and a connection, and this process has the connection's other end.
+    assert len(os.listdir("/proc/self/fd")) - files <= ndsi.MAX_SENSORS_PER_PEER * 3 * 3 + 10
+    for number in range(ndsi.MAX_SENSORS_PER_PEER):
+        many.whisper(json.dumps({"subject": "detach", "sensor_uuid": f"{number:032d}"}).encode())
+    await until(lambda: len(os.listdir("/proc/self/fd")) - files <= 10, "all sockets are closed")
+    for sensor in (many.gaze, many.event):
+        many.whisper(sensor.attach())
+    await lab.serves(many, "many")
+    await lab.serves(phone)
+
+
+async def test_unused_sensors_are_listed_but_not_opened(lab: Lab) -> None:
+    phone = lab.phone()
+    await phone.attached()
+    video = phone.sensor("video", "PI world v1")
+    for number in range(100):
+        phone.whisper(video.attach(sensor_uuid=f"video {number}"))
+    phone.whisper(video.attach())
+    await lab.serves(phone)
+    assert video.seen == {}
+    assert lab.device().malformed["too_many_sensors"] == 0
+
+
+async def test_devices_are_bounded_and_the_known_ones_are_served(
+    lab: Lab, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(ndsi, "MAX_DEVICES", 5)
+    phone = lab.phone()
+    await phone.attached()
+    for number in range(20):
+        liar = lab.phone(f"Liar {number}")
+        await liar.meet()
+        liar.whisper(liar.gaze.attach())
+        await until(
+            lambda n=number: len(lab.sink.devices) + lab.counts.get("devices_turned_away", 0) == n + 2,
+            "it was let in or turned away",
+        )
+        liar.beacon(port=0)
+    assert len(lab.sink.devices) == 5
+    assert lab.counts["devices_turned_away"] == 16
+    await lab.serves(phone)
+    phone.beacon(port=0)
+    await until(lambda: not lab.device().connected, "it has gone")
+    await phone.attached()
+    await lab.serves(phone)
+    names = json.loads((tmp_path / "names.json").read_text())
+    assert len(names["own_names"]) <= 5
+
+
+async def test_peers_with_sensors_are_bounded(lab: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ndsi, "MAX_PEERS", 2)
+    phone, second, third = lab.phone(), lab.phone("Second"), lab.phone("Third")
+    await phone.attached()
+    await second.attached()
+    await third.meet()
+    third.whisper(third.gaze.attach())
+    await until(lambda: lab.counts.get("devices_turned_away") == 1, "the third is turned away")
+    await lab.serves(phone)
+    await lab.serves(second, "second")
+
+
+async def test_sensors_that_come_and_go_without_end_do_not_flood_the_log(
+    lab: Lab, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO)
+    phone, fickle = lab.phone(), lab.phone("Fickle\nforged line")
+    await phone.attached()
+    await fickle.meet()
+    for _ in range(2000):
+        fickle.whisper(fickle.gaze.attach())
+        fickle.whisper(fickle.gaze.detach())
+    fickle.whisper(b"that was all")
+    await until(lambda: lab.counts.get("announcements_malformed") == 1, "all of it was read")
+    lines = [record.getMessage() for record in caplog.records if record.levelno >= logging.INFO]
+    assert len(lines) <= quiet.BURST + 15
+    assert all("\n" not in line for line in lines)
+    await lab.serves(phone)
+
+
+async def test_no_file_descriptors_left_is_survived(lab: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
+    import zmq
+
+    phone, late = lab.phone(), lab.phone("Late")
+    await phone.attached()
+    await late.meet()
+
+    def refuse(*_: object) -> None:
+        raise zmq.ZMQError(24)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(ndsi_sensor, "_subscriber", refuse)
+        late.whisper(late.gaze.attach())
+        await until(lambda: "late" in lab.pipeline.devices and lab.device("late").malformed["no_connection"], "counted")
+    await lab.serves(phone)
+    for sensor in (late.gaze, late.event):
+        late.whisper(sensor.attach())
+    await lab.serves(late, "late")
+
+
+async def test_a_source_that_ends_leaves_no_file_open(tmp_path: Path) -> None:
+    async def life() -> None:
+        lab = Lab(tmp_path)
+        phone = lab.phone()
+        await phone.attached()
+        await lab.serves(phone)
+        await lab.end()
+
+    await life()
+    files = len(os.listdir("/proc/self/fd"))
+    for _ in range(3):
+        await life()
+    await until(lambda: len(os.listdir("/proc/self/fd")) <= files, "all files are closed")
+
+
+def test_the_lines_of_strangers_have_a_budget_that_comes_back() -> None:
+    now_s = 0.0
+    budget = quiet.LineBudget(lambda: now_s)
+    levels = [budget.level(logging.INFO) for _ in range(1000)]
+    assert levels == [logging.INFO] * quiet.BURST + [logging.DEBUG] * (1000 - quiet.BURST)
+    now_s = quiet.REFILL_S * 2
+    assert [budget.level(logging.WARNING) for _ in range(3)] == [logging.WARNING, logging.WARNING, logging.DEBUG]
+    now_s = 1e9
+    assert [budget.level(logging.INFO) for _ in range(1000)].count(logging.INFO) == quiet.BURST
