@@ -104,13 +104,12 @@ class StreamInput:
     def _take(self, sample: Sample) -> None:
         """A sample whose clock is locked."""
         device_ns, descriptor, clock = sample.device_ns, self.descriptor, self.device.clock
-        if clock.ahead_ns(device_ns, sample.received_ns) > FUTURE_LIMIT_NS:
+        looked_at = clock.arrival if descriptor.arrivals_bound_clock else clock.ahead_ns
+        if looked_at(device_ns, sample.received_ns) > FUTURE_LIMIT_NS:
             # A corrupt stamp, or a clock that has stepped: round trips tell which, and nothing is mapped wrongly.
             self.dropped["from_the_future"] += 1
             clock.request_burst()
             return
-        if descriptor.arrivals_bound_clock:
-            clock.arrival(device_ns, sample.received_ns)
         newest = self._newest_device_ns
         if newest is None:
             self._newest_device_ns = device_ns

@@ -104,10 +104,15 @@ class Clock:
             self._lock()
         return True
 
-    def arrival(self, device_ns: int, received_ns: int) -> None:
-        """Takes a sample's arrival: one from the future means that the device's clock has stepped, so ask at once."""
-        if self.ahead_ns(device_ns, received_ns) > STEP_MARGIN_NS:
+    def arrival(self, device_ns: int, received_ns: int) -> float:
+        """Takes a sample's arrival: one from the future means that the device's clock has stepped, so ask at once.
+
+        Returns ``ahead_ns``.
+        """
+        ahead_ns = self.ahead_ns(device_ns, received_ns)
+        if ahead_ns > STEP_MARGIN_NS:
             self.request_burst()
+        return ahead_ns
 
     def request_burst(self) -> None:
         """Something is not as expected: ask for round trips at once. Does nothing while a burst is under way."""
@@ -123,13 +128,14 @@ class Clock:
         return self._output is not None
 
     def ahead_ns(self, device_ns: int, received_ns: int) -> float:
-        """How far beyond the bound a stamp lies after its own arrival: more than 0 is impossible while the clock holds.
+        """More than 0: so far beyond the bound a stamp lies after its own arrival, which no clock that holds can do.
 
         Minus infinity until the clock is locked.
         """
         if self._output is None:
             return float("-inf")
-        return self._output.to_host(device_ns) - received_ns - self._bound_at(device_ns)
+        ahead_ns = self._output.to_host(device_ns) - received_ns
+        return ahead_ns if ahead_ns <= 0 else ahead_ns - self._bound_at(device_ns)
 
     def map(self, device_ns: int) -> Mapped | None:
         """Host time of a device time; None until the clock is locked."""

@@ -22,7 +22,8 @@ def find_interface(address: str | None) -> Interface:
     """The interface with that address, or the first that is neither loopback nor link-local.
 
     On loopback Linux delivers 127.255.255.255 to every socket that shares the port, so that nothing leaves the host.
-    Raises DeviceUnavailable when there is none now: a cable or a Wi-Fi may come back.
+    Raises DeviceUnavailable when there is none now: a cable or a Wi-Fi may come back. Raises OSError when that cannot
+    be seen, as there are no file descriptors left.
     """
     for entries in psutil.net_if_addrs().values():
         for entry in entries:

@@ -36,8 +36,9 @@ WATCH_INTERVAL_S = 1.0
 PING_POLL_S = 0.05
 SILENT_AFTER_NS = 1_500_000_000  # a device that streams and is silent for this long is not in the way of another
 MAX_SENSORS_PER_PEER = 8  # of the types that are used, of which a phone has three
-MAX_PEERS = 32  # with sensors: each costs some fifty file descriptors
-MAX_DEVICES = 64  # each has outlets for as long as the daemon runs
+# The usual limit of 1024 file descriptors has to do, also for phones that only pretend to be some.
+MAX_PEERS = 24  # with sensors: up to 48 file descriptors each
+MAX_DISCOVERED = 12  # devices besides those that are configured: each has outlets for as long as the daemon runs
 
 GAZE_CHANNELS = (
     Channel("x", "pixels", "ScreenX", coordinate_system="world"),
@@ -216,7 +217,10 @@ class NdsiDeviceSource:
 
     async def run(self) -> None:
         self.loop = asyncio.get_running_loop()
-        interface = self._find_interface()
+        try:
+            interface = self._find_interface()
+        except OSError as error:
+            raise DeviceUnavailable(f"the interfaces of this host cannot be listed: {error}") from error
         self.context = zmq.Context()
         node = self.node = ZreNode(
             self.loop,
@@ -250,6 +254,8 @@ class NdsiDeviceSource:
                 interface = self._find_interface()
             except DeviceUnavailable as error:
                 return str(error)
+            except OSError:
+                continue  # nothing is known of a change
             if interface != node.interface:
                 return f"the network has changed from {node.interface.address} to {interface.address}"
         return "the discovery node has ended"
@@ -296,7 +302,8 @@ class NdsiDeviceSource:
         """The phone that this peer is from now on. None when there are too many."""
         config = self._recognise(own_name, sensor_uuid)
         new = config.name not in self._own_names
-        if len(self._phones) >= MAX_PEERS or (new and len(self._own_names) >= MAX_DEVICES):
+        discovered = len(self._own_names) - len(self._config.devices)
+        if len(self._phones) >= MAX_PEERS or (new and discovered >= MAX_DISCOVERED):
             self._counts["devices_turned_away"] += 1
             return None
         for other in list(self._phones.values()):

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import re
+import socket
 from collections import Counter
 from typing import Any
 
@@ -30,6 +32,7 @@ REQUESTS_LOST_UNTIL_GONE = 3
 HIGH_WATER_MARK = 10_000
 MAX_MESSAGE_BYTES = 32 << 20  # raw video frames share the backbone
 BURST = 8  # round trips in a row: the fastest of them counts, each is written to Capture's log
+DATA_PATIENCE_NS = 3_000_000_000  # without a datum, data and Pupil Remote are gone together
 BURST_INTERVAL_S = 3.0  # after the first bursts
 PORTS_CHECK_S = 5.0
 PING_POLL_S = 0.05
@@ -49,35 +52,45 @@ class PupilRemote:
         self._address = address
         self._reader: ZmqReader | None = None
         self._reply: asyncio.Future[tuple[bytes, int]] | None = None
+        self._requests = 0
 
     async def ask(self, request: bytes) -> tuple[bytes, int, int]:
         """(reply, sent_ns, received_ns). Raises NoAnswer when none came in a second."""
         assert request, "an empty request kills Pupil Remote"
-        if self._reader is None:
-            # A DEALER with REQ's empty delimiter: REQ itself would fault on a reply that nobody asked for.
-            socket = self._context.socket(zmq.DEALER)
-            socket.setsockopt(zmq.LINGER, 0)
-            socket.setsockopt(zmq.MAXMSGSIZE, 1 << 16)
-            socket.connect(f"tcp://{self._address}")
-            self._reader = ZmqReader(self._loop, socket, self._replied)
         self._reply = self._loop.create_future()
         try:
+            if self._reader is None:
+                self._reader = self._open()
+            # What stands before the delimiter comes back with the reply: it tells a late or doubled one.
+            self._requests += 1
             sent_ns = monotonic_ns()
-            self._reader.socket.send_multipart([b"", request], zmq.NOBLOCK)
+            self._reader.socket.send_multipart([b"%d" % self._requests, b"", request], zmq.NOBLOCK)
             self._reader.poke()
             async with asyncio.timeout(REPLY_TIMEOUT_S):
                 reply, received_ns = await self._reply
         except (TimeoutError, zmq.Again) as error:
             self.close()
             raise NoAnswer(f"Pupil Remote at {self._address} does not answer") from error
+        except zmq.ZMQError as error:  # no file descriptors left
+            self.close()
+            raise NoAnswer(f"Pupil Remote at {self._address} cannot be asked: {error}") from error
         finally:
             self._reply = None
         return reply, sent_ns, received_ns
 
+    def _open(self) -> ZmqReader:
+        # A DEALER with REQ's empty delimiter: REQ itself would fault on a reply that nobody asked for.
+        dealer: zmq.Socket[bytes] = self._context.socket(zmq.DEALER)
+        dealer.setsockopt(zmq.LINGER, 0)
+        dealer.setsockopt(zmq.MAXMSGSIZE, 1 << 16)
+        dealer.connect(f"tcp://{self._address}")
+        return ZmqReader(self._loop, dealer, self._replied)
+
     def _replied(self, frames: list[bytes]) -> None:
         received_ns = monotonic_ns()
-        if self._reply is not None and not self._reply.done():
-            self._reply.set_result((frames[-1], received_ns))
+        if self._reply is None or self._reply.done() or len(frames) != 3 or frames[0] != b"%d" % self._requests:
+            return
+        self._reply.set_result((frames[2], received_ns))
 
     def close(self) -> None:
         if self._reader is not None:
@@ -97,6 +110,7 @@ class PupilCoreDeviceSource:
         self._gaze: StreamInput | None = None
         self._pupil: dict[tuple[int, str], StreamInput] = {}
         self._version: str | None = None
+        self._last_datum_ns = 0
 
     def open(self, pipeline: Pipeline) -> None:
         config = self._config
@@ -125,16 +139,19 @@ class PupilCoreDeviceSource:
 
     async def run(self) -> None:
         loop = asyncio.get_running_loop()
+        host = await _numeric(loop, self._config.host)
         context: zmq.Context[Any] = zmq.Context()
-        remote = PupilRemote(loop, context, self._config.address)
+        remote = PupilRemote(loop, context, f"{host}:{self._config.port}")
         reader: ZmqReader | None = None
         try:
             ports = await self._ports(remote)
             self._version = _printable((await remote.ask(b"v"))[0])
-            reader = ZmqReader(loop, self._subscribe(context, ports[0]), self._on_datum)
+            reader = ZmqReader(loop, self._subscribe(context, f"tcp://{host}:{ports[0]}"), self._on_datum)
             log.info("%s: Pupil Capture %s at %s", self._config.name, self._version, self._config.address)
             self._device.attached()
             await self._keep_time(remote, ports)
+        except zmq.ZMQError as error:  # no file descriptors left
+            raise DeviceUnavailable(f"no connection to Pupil Capture at {self._config.address}: {error}") from error
         finally:
             self._device.detached()
             if reader is not None:
@@ -153,15 +170,15 @@ class PupilCoreDeviceSource:
             self._counts["replies_malformed"] += 1
             raise DeviceUnavailable(f"what answers at {self._config.address} is no Pupil Remote: {error}") from error
 
-    def _subscribe(self, context: zmq.Context[Any], port: int) -> zmq.Socket[bytes]:
-        socket: zmq.Socket[bytes] = context.socket(zmq.SUB)
-        socket.setsockopt(zmq.LINGER, 0)
-        socket.setsockopt(zmq.RCVHWM, HIGH_WATER_MARK)
-        socket.setsockopt(zmq.MAXMSGSIZE, MAX_MESSAGE_BYTES)
+    def _subscribe(self, context: zmq.Context[Any], endpoint: str) -> zmq.Socket[bytes]:
+        subscriber: zmq.Socket[bytes] = context.socket(zmq.SUB)
+        subscriber.setsockopt(zmq.LINGER, 0)
+        subscriber.setsockopt(zmq.RCVHWM, HIGH_WATER_MARK)
+        subscriber.setsockopt(zmq.MAXMSGSIZE, MAX_MESSAGE_BYTES)
         for topic in self._config.topics:
-            socket.setsockopt(zmq.SUBSCRIBE, f"{topic}.".encode())
-        socket.connect(f"tcp://{self._config.host}:{port}")
-        return socket
+            subscriber.setsockopt(zmq.SUBSCRIBE, f"{topic}.".encode())
+        subscriber.connect(endpoint)
+        return subscriber
 
     def _on_datum(self, frames: list[bytes]) -> None:
         received_ns = monotonic_ns()
@@ -171,6 +188,7 @@ class PupilCoreDeviceSource:
             kind = "topics_unknown" if isinstance(error, wire.UnknownTopic) else "datums_malformed"
             self._device.malformed[kind] += 1
             return
+        self._last_datum_ns = received_ns
         if isinstance(datum, wire.Gaze):
             if self._gaze is not None:
                 self._gaze.sample(datum.timestamp_ns, received_ns, wire.gaze_channels(datum))
@@ -205,8 +223,13 @@ class PupilCoreDeviceSource:
             except NoAnswer:
                 lost += 1
                 check_ports_at_ns = 0  # it may have been started again in between
-                if lost >= REQUESTS_LOST_UNTIL_GONE:
+                if lost < REQUESTS_LOST_UNTIL_GONE:
+                    continue
+                if monotonic_ns() - self._last_datum_ns > DATA_PATIENCE_NS:
                     raise
+                if lost == REQUESTS_LOST_UNTIL_GONE:
+                    # Anybody's empty request ends Pupil Remote, and only that, for good: the data are worth having.
+                    log.warning("%s: Pupil Remote has ended; data go on, the clock is not seen", self._config.name)
 
     async def _fastest_of_burst(self, remote: PupilRemote) -> RoundTrip | None:
         """The narrowest of some round trips in a row; None when all replies were malformed."""
@@ -221,6 +244,20 @@ class PupilCoreDeviceSource:
             if best is None or trip.rtt_ns < best.rtt_ns:
                 best = trip
         return best
+
+
+async def _numeric(loop: asyncio.AbstractEventLoop, host: str) -> str:
+    """The address of a host, looked up here: libzmq would do it in the thread that the end of its context waits for.
+
+    Raises DeviceUnavailable when it is not known now.
+    """
+    if re.fullmatch(r"[0-9.]+", host) or ":" in host:
+        return f"[{host}]" if ":" in host else host
+    try:
+        found = await loop.getaddrinfo(host, None, family=socket.AF_INET, type=socket.SOCK_STREAM)
+    except OSError as error:
+        raise DeviceUnavailable(f"the address of {host} is not known: {error.strerror or error}") from error
+    return str(found[0][4][0])
 
 
 def _printable(reply: bytes) -> str:

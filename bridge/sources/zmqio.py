@@ -56,14 +56,20 @@ class ZmqReader:
         if self._again is not None:
             self._again.cancel()
             self._again = None
-        receive, on_frames = self.socket.recv_multipart, self._on_frames
+        socket, on_frames = self.socket, self._on_frames
         for _ in range(BATCH):
             try:
-                frames = receive(zmq.NOBLOCK)
+                frame = socket.recv(zmq.NOBLOCK, copy=False)
             except zmq.Again:
                 return
+            # recv_multipart asks the socket after each part whether there are more; the part itself knows.
+            frames = [frame.bytes]
+            while frame.more:
+                frame = socket.recv(zmq.NOBLOCK, copy=False)
+                frames.append(frame.bytes)
             on_frames(frames)
-            if self.socket.closed:
+            # Asking costs half of what a receive in vain does, and looks after the edge as well.
+            if socket.closed or not int(socket.getsockopt(zmq.EVENTS)) & zmq.POLLIN:
                 return
         self.poke()
 

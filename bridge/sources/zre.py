@@ -44,8 +44,9 @@ REAP_INTERVAL_S = 1.0
 MAX_MESSAGE_BYTES = 64 << 10  # announcements have 500 bytes, a HELLO has few more
 MAILBOX_HIGH_WATER_MARK = 200  # messages of one peer that wait to be read; it feels the rest itself
 PEER_HIGH_WATER_MARK = 1000  # messages that wait to be read by a peer, until it is given up
-MAX_PEERS = 256
-MAX_STRANGERS = 32  # peers that sent a beacon but no HELLO yet
+HANDSHAKE_MS = 5_000  # a connection that says nothing in this time does not keep its file descriptor
+MAX_PEERS = 64  # each costs two file descriptors or three
+MAX_STRANGERS = 16  # peers that sent a beacon but no HELLO yet
 STRANGER_PATIENCE_S = 10.0
 STRANGER_CHANCE_S = 1.0  # so long no other beacon takes a stranger's place
 RENEW_AFTER_MESSAGES = 60_000  # before the 16-bit sequence number wraps, which implementations do differently
@@ -126,6 +127,7 @@ class _Node:
         self._inbox.setsockopt(zmq.ROUTER_HANDOVER, 1)
         self._inbox.setsockopt(zmq.MAXMSGSIZE, MAX_MESSAGE_BYTES)
         self._inbox.setsockopt(zmq.RCVHWM, MAILBOX_HIGH_WATER_MARK)
+        self._inbox.setsockopt(zmq.HANDSHAKE_IVL, HANDSHAKE_MS)
         self._inbox.setsockopt(zmq.LINGER, 0)
         port = self._inbox.bind_to_random_port(f"tcp://{interface.address}")
         self._endpoint = f"tcp://{interface.address}:{port}"

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import zmq
 
 from bridge.clock import ClockSettings, ClockState
 from bridge.config import ClockConfig, NdsiSource
@@ -212,13 +213,15 @@ async def test_a_silent_phone_keeps_its_name_when_another_one_comes(
 ) -> None:
     monkeypatch.setattr(ndsi, "SILENT_AFTER_NS", 0)
     lab = Lab(tmp_path, {"name": "companion", "match": "*"})
-    first, second = lab.phone("One"), lab.phone("Two")
-    await first.attached()
-    await second.attached()
-    await lab.serves(first, "companion")
-    await lab.serves(second, "two")
-    assert lab.sink.devices == ["companion", "two"]
-    await lab.end()
+    try:
+        first, second = lab.phone("One"), lab.phone("Two")
+        await first.attached()
+        await second.attached()
+        await lab.serves(first, "companion")
+        await lab.serves(second, "two")
+        assert lab.sink.devices == ["companion", "two"]
+    finally:
+        await lab.end()
 
 
 # --- controls ----------------------------------------------------------------------------------------
@@ -554,7 +557,7 @@ async def test_unused_sensors_are_listed_but_not_opened(lab: Lab) -> None:
 async def test_devices_are_bounded_and_the_known_ones_are_served(
     lab: Lab, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    monkeypatch.setattr(ndsi, "MAX_DEVICES", 5)
+    monkeypatch.setattr(ndsi, "MAX_DISCOVERED", 4)
     phone = lab.phone()
     await phone.attached()
     for number in range(20):
@@ -608,8 +611,6 @@ async def test_sensors_that_come_and_go_without_end_do_not_flood_the_log(
 
 
 async def test_no_file_descriptors_left_is_survived(lab: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
-    import zmq
-
     phone, late = lab.phone(), lab.phone("Late")
     await phone.attached()
     await late.meet()

@@ -947,7 +947,6 @@ async def test_twenty_lives_leave_no_file_and_no_thread() -> None:
         threads, files = threading.active_count(), open_files()
         for _ in range(20):
             node = Node(port)
-            peer.received.clear()
             await node.meets(peer)
             await node.serves(peer)
             _quick_stop(node)

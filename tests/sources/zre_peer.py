@@ -86,6 +86,7 @@ class RawPeer:
         self.name = name
         self.received: list[Received] = []
         self.sequence = 0
+        self._answered = 0
         self._beacon_port = beacon_port
         self._context: zmq.Context[Any] = zmq.Context()
         self.udp = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
@@ -150,8 +151,18 @@ class RawPeer:
 
     async def meet(self) -> str:
         """Is found by its beacon and answers the HELLO; the node's endpoint."""
-        self.beacon()
-        greeting = (await until(lambda: self.got(HELLO), "the node's HELLO"))[-1]
+        next_s = 0.0
+
+        def greeted() -> bool:
+            nonlocal next_s
+            if time.monotonic() >= next_s:
+                self.beacon()
+                next_s = time.monotonic() + 0.25
+            return len(self.got(HELLO)) > self._answered
+
+        await until(greeted, "the node's HELLO")
+        greeting = self.got(HELLO)[-1]
+        self._answered = len(self.got(HELLO))
         self.connect(greeting.endpoint)
         self.greet()
         return str(greeting.endpoint)
