@@ -12,8 +12,6 @@ from __future__ import annotations
 import argparse
 import asyncio
 import json
-import os
-import random
 import statistics
 import struct
 import subprocess
@@ -25,20 +23,8 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
-LSL_API_CFG = """\
-[ports]
-IPv6 = disable
-[multicast]
-ResolveScope = link
-AddressesOverride = {{224.0.0.183, 239.255.172.215}}
-Interfaces = {{127.0.0.1}}
-TTLOverride = 0
-[lab]
-KnownPeers = {{127.0.0.1}}
-SessionID = pupil-bridge-benchmark-{session}
-[log]
-level = -2
-"""
+from benchmarks.local import stay_local
+
 WARM_UP_S = 4.0
 
 
@@ -186,13 +172,7 @@ def main() -> None:
     options = parser.parse_args()
     with ExitStack() as stack:
         directory = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="pupil-bridge-benchmark-")))
-        cfg = directory / "lsl_api.cfg"
-        cfg.write_text(LSL_API_CFG.format(session=random.randrange(10**6)), encoding="ascii")
-        os.environ.update(
-            LSLAPICFG=str(cfg),
-            ROS_AUTOMATIC_DISCOVERY_RANGE="LOCALHOST",
-            ROS_DOMAIN_ID=str(random.randrange(1, 100)),
-        )
+        stay_local(directory)
         simulate = ["-m", "bridge", "simulate", "companion", "--gaze-rate", str(options.rate), "--event-rate", "0"]
         device = stack.enter_context(child(*simulate, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL))
         assert device.stdout is not None

@@ -35,9 +35,10 @@ NAN = math.nan
 WATCH_INTERVAL_S = 1.0
 PING_POLL_S = 0.05
 SILENT_AFTER_NS = 1_500_000_000  # a device that streams and is silent for this long is not in the way of another
-MAX_SENSORS_PER_PEER = 8  # of the types that are used, of which a phone has three
-# The usual limit of 1024 file descriptors has to do, also for phones that only pretend to be some.
-MAX_PEERS = 24  # with sensors: up to 48 file descriptors each
+MAX_SENSORS_PER_PEER = 6  # of the types that are used, of which a phone has three
+# The usual limit of 1024 file descriptors has to do, also for phones that only pretend to be some. What is configured
+# comes on top.
+MAX_PHONES = 12  # up to 36 file descriptors each
 MAX_DISCOVERED = 12  # devices besides those that are configured: each has outlets for as long as the daemon runs
 
 GAZE_CHANNELS = (
@@ -301,9 +302,7 @@ class NdsiDeviceSource:
     def _meet(self, peer: uuid.UUID, own_name: str, sensor_uuid: str) -> Phone | None:
         """The phone that this peer is from now on. None when there are too many."""
         config = self._recognise(own_name, sensor_uuid)
-        new = config.name not in self._own_names
-        discovered = len(self._own_names) - len(self._config.devices)
-        if len(self._phones) >= MAX_PEERS or (new and discovered >= MAX_DISCOVERED):
+        if config not in self._config.devices and not self._has_room(config.name):
             self._counts["devices_turned_away"] += 1
             return None
         for other in list(self._phones.values()):
@@ -313,6 +312,7 @@ class NdsiDeviceSource:
         device = self._declare(config)
         phone = Phone(self, peer, own_name, config, device)
         self._phones[peer] = phone
+        self.node.keep(peer)
         device.attached()
         log.log(self.lines.level(logging.INFO), "%s: device %r is there", config.name, own_name)
         phone.task = self._tasks.create_task(phone.keep_time(), name=f"clock of {config.name}")
@@ -355,6 +355,12 @@ class NdsiDeviceSource:
             p.name == name and (p.own_name != own_name or now_ns - p.last_data_ns < SILENT_AFTER_NS)
             for p in self._phones.values()
         )
+
+    def _has_room(self, name: str) -> bool:
+        """For a device that is not configured."""
+        configured = {device.name for device in self._config.devices}
+        there = sum(phone.name not in configured for phone in self._phones.values())
+        return there < MAX_PHONES and (name in self._own_names or len(self._own_names - configured) < MAX_DISCOVERED)
 
     def _declare(self, config: NdsiDevice) -> Device:
         self._own_names.add(config.name)

@@ -20,7 +20,10 @@ from bridge.wire import ndsi
 log = logging.getLogger(__name__)
 
 DATA_HIGH_WATER_MARK = 4_000  # 20 s of gaze at 200 Hz
-MAX_MESSAGE_BYTES = 1 << 20
+# A phone that sends more is not heard again before its sensor is attached anew: libzmq gives the connection up.
+MAX_DATUM_BYTES = 16 << 10  # an event's text has at most 4096
+NOTIFICATIONS_HIGH_WATER_MARK = 200
+MAX_NOTIFICATION_BYTES = 2 * ndsi.NOTIFICATION_MAX_BYTES
 ASK_AGAIN_S = 0.25
 ASK_AGAIN_MAX_S = 2.0
 ECHO_ANYWAY_S = 2.0
@@ -90,7 +93,9 @@ class Sensor:
             if frames[0] == topic:  # subscriptions match by prefix
                 self._notified(frames)
 
-        notifications = _subscriber(context, attach.notify_endpoint, topic, 1000)
+        notifications = _subscriber(
+            context, attach.notify_endpoint, topic, NOTIFICATIONS_HIGH_WATER_MARK, MAX_NOTIFICATION_BYTES
+        )
         self._readers.append(ZmqReader(self._loop, notifications, notified))
         if on_data is not None and attach.data_endpoint is not None:
 
@@ -101,7 +106,7 @@ class Sensor:
                     self.streaming = True  # data is the proof, where the control's update was lost
                 on_data(frames)
 
-            data = _subscriber(context, attach.data_endpoint, topic, DATA_HIGH_WATER_MARK)
+            data = _subscriber(context, attach.data_endpoint, topic, DATA_HIGH_WATER_MARK, MAX_DATUM_BYTES)
             self._readers.append(ZmqReader(self._loop, data, on_frames))
         self._command.setsockopt(zmq.LINGER, 0)
         self._command.setsockopt(zmq.SNDHWM, 100)
@@ -171,11 +176,13 @@ class Sensor:
         self._command.close(0)
 
 
-def _subscriber(context: zmq.Context[Any], endpoint: str, topic: bytes, high_water_mark: int) -> zmq.Socket[bytes]:
+def _subscriber(
+    context: zmq.Context[Any], endpoint: str, topic: bytes, high_water_mark: int, max_bytes: int
+) -> zmq.Socket[bytes]:
     socket: zmq.Socket[bytes] = context.socket(zmq.SUB)
     socket.setsockopt(zmq.LINGER, 0)
     socket.setsockopt(zmq.RCVHWM, high_water_mark)
-    socket.setsockopt(zmq.MAXMSGSIZE, MAX_MESSAGE_BYTES)
+    socket.setsockopt(zmq.MAXMSGSIZE, max_bytes)
     socket.setsockopt(zmq.SUBSCRIBE, topic)
     socket.connect(endpoint)
     return socket

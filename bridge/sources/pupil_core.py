@@ -21,7 +21,7 @@ from bridge.clock.host import monotonic_ns
 from bridge.config import ClockConfig, PupilCoreSource
 from bridge.errors import DeviceUnavailable, MalformedMessage
 from bridge.pipeline import Device, Pipeline, StreamInput
-from bridge.sources.zmqio import ZmqReader
+from bridge.sources.zmqio import Lifeline, ZmqReader
 from bridge.streams import DeviceDescriptor, GazePosition, StreamDescriptor, StreamKind
 from bridge.wire import pupil_core as wire
 
@@ -30,7 +30,7 @@ log = logging.getLogger(__name__)
 REPLY_TIMEOUT_S = 1.0
 REQUESTS_LOST_UNTIL_GONE = 3
 HIGH_WATER_MARK = 10_000
-MAX_MESSAGE_BYTES = 32 << 20  # raw video frames share the backbone
+MAX_MESSAGE_BYTES = 32 << 20  # anybody can publish on the backbone; a larger one costs the connection
 BURST = 8  # round trips in a row: the fastest of them counts, each is written to Capture's log
 DATA_PATIENCE_NS = 3_000_000_000  # without a datum, data and Pupil Remote are gone together
 BURST_INTERVAL_S = 3.0  # after the first bursts
@@ -143,10 +143,13 @@ class PupilCoreDeviceSource:
         context: zmq.Context[Any] = zmq.Context()
         remote = PupilRemote(loop, context, f"{host}:{self._config.port}")
         reader: ZmqReader | None = None
+        lifeline: Lifeline | None = None
         try:
             ports = await self._ports(remote)
             self._version = _printable((await remote.ask(b"v"))[0])
-            reader = ZmqReader(loop, self._subscribe(context, f"tcp://{host}:{ports[0]}"), self._on_datum)
+            backbone = f"tcp://{host}:{ports[0]}"
+            reader = ZmqReader(loop, self._subscribe(context, backbone), self._on_datum)
+            lifeline = Lifeline(loop, reader.socket, backbone)
             log.info("%s: Pupil Capture %s at %s", self._config.name, self._version, self._config.address)
             self._device.attached()
             await self._keep_time(remote, ports)
@@ -154,6 +157,8 @@ class PupilCoreDeviceSource:
             raise DeviceUnavailable(f"no connection to Pupil Capture at {self._config.address}: {error}") from error
         finally:
             self._device.detached()
+            if lifeline is not None:
+                lifeline.close()
             if reader is not None:
                 reader.close()
             remote.close()

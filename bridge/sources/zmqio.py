@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import uuid
 from collections.abc import Callable
 from typing import Any
@@ -11,6 +12,7 @@ import zmq
 
 BATCH = 256  # messages in a row before other work of the loop has its turn
 PIPE_HIGH_WATER_MARK = 1000
+RECONNECT_S = 0.1
 
 
 def pipe(context: zmq.Context[Any]) -> tuple[zmq.Socket[bytes], zmq.Socket[bytes]]:
@@ -81,3 +83,35 @@ class ZmqReader:
             self._again.cancel()
             self._again = None
         self.socket.close(0)
+
+
+class Lifeline:
+    """Connects a socket again when libzmq has given its connection up.
+
+    It does so without a word and for ever after one message that is larger than MAXMSGSIZE (libzmq 4.3.5).
+    """
+
+    def __init__(self, loop: asyncio.AbstractEventLoop, socket: zmq.Socket[bytes], endpoint: str) -> None:
+        """``socket`` is connected to ``endpoint``. Raises zmq.ZMQError."""
+        self._loop = loop
+        self._socket = socket
+        self._endpoint = endpoint
+        self._timer: asyncio.TimerHandle | None = None
+        self._monitor = ZmqReader(loop, socket.get_monitor_socket(zmq.EVENT_DISCONNECTED), self._lost)
+
+    def _lost(self, frames: list[bytes]) -> None:
+        if self._timer is None:
+            self._timer = self._loop.call_later(RECONNECT_S, self._again)
+
+    def _again(self) -> None:
+        self._timer = None
+        with contextlib.suppress(zmq.ZMQError):  # libzmq no longer knows of it
+            self._socket.disconnect(self._endpoint)
+        self._socket.connect(self._endpoint)
+
+    def close(self) -> None:
+        """To be called before the socket is closed."""
+        if self._timer is not None:
+            self._timer.cancel()
+        self._socket.disable_monitor()
+        self._monitor.close()

@@ -81,7 +81,7 @@ class ZreEvent(msgspec.Struct, frozen=True):
 class _Peer(PyrePeer):  # type: ignore[misc]
     met_at = 0.0  # time.monotonic()
     entered = False  # the application knows of it
-    spoke = False  # it has said something to the application
+    kept = False  # the application wants it
     heard_sequence = 0
 
     def connect(self, reply_to: uuid.UUID, endpoint: str) -> None:
@@ -158,7 +158,11 @@ class _Node:
                 command, *arguments = self._commands.recv_multipart()
                 if command == b"STOP":
                     return
-                self._whisper(uuid.UUID(bytes=arguments[0]), *arguments[1:])
+                identity = uuid.UUID(bytes=arguments[0])
+                if command == b"WHISPER":
+                    self._whisper(identity, *arguments[1:])
+                elif identity in self._peers:
+                    self._peers[identity].kept = True
             if self._inbox in ready:
                 self._receive()
             if self._beacon.inbox in ready:
@@ -224,7 +228,7 @@ class _Node:
         return peer
 
     def _make_room(self, by_beacon: bool) -> bool:
-        """Whether one more peer may come, if need be in the place of one that has said less.
+        """Whether one more peer may come, if need be in the place of one that nobody wants.
 
         Beacons cost their sender nothing, so they do not drive out others that are as new as they. A peer that is
         there answers our own beacon with a HELLO, which always finds a place.
@@ -232,7 +236,7 @@ class _Node:
         strangers = [peer for peer in self._peers.values() if not peer.ready and not peer.entered]
         if len(strangers) < MAX_STRANGERS and len(self._peers) < MAX_PEERS:
             return True
-        candidates = strangers or [peer for peer in self._peers.values() if not peer.spoke]
+        candidates = strangers or [peer for peer in self._peers.values() if not peer.kept]
         if not candidates:
             return False
         oldest = min(candidates, key=lambda peer: peer.met_at)
@@ -337,7 +341,6 @@ class _Node:
     def _said(self, peer: _Peer, message: Message) -> None:
         match message.kind:
             case Kind.WHISPER | Kind.SHOUT:
-                peer.spoke = True
                 self._tell(message.kind.name, peer, message.content)
             case Kind.JOIN | Kind.LEAVE if message.group == self._group:
                 self._tell(message.kind.name, peer, (message.group.encode(),))
@@ -406,6 +409,10 @@ class ZreNode:
     def whisper_stamped(self, peer: uuid.UUID, content: bytes, token: bytes) -> None:
         """A SENT event with the token as content and ``sent_ns`` follows."""
         self._send([b"WHISPER", peer.bytes, content, token])
+
+    def keep(self, peer: uuid.UUID) -> None:
+        """This peer is of use: for as long as it is there, no newcomer takes its place."""
+        self._send([b"KEEP", peer.bytes])
 
     def _send(self, frames: list[bytes]) -> None:
         try:

@@ -322,7 +322,7 @@ def malformed_gaze() -> list[list[bytes]]:
         [good, struct.pack("<ff", float("nan"), 1.0)],
         [good, struct.pack("<ff", 1.0, float("-inf"))],
         [b"\xff" * 8, body],
-        [b"x" * 100_000, b"y" * 100_000],
+        [b"x" * 15_000, b"y" * 15_000],
     ]
 
 
@@ -337,7 +337,7 @@ def malformed_events() -> list[list[bytes]]:
         [struct.pack("<qii", 1, 3, 7), b"abc"],
         [struct.pack("<qii", 1, 2, 0), b"\xff\xfe"],
         [struct.pack("<qii", 1, 3, 0)[:-1], b"abc"],
-        [struct.pack("<qii", 1, 100_000, 0), b"a" * 100_000],
+        [struct.pack("<qii", 1, 15_000, 0), b"a" * 15_000],
     ]
 
 
@@ -358,7 +358,7 @@ def malformed_notifications() -> list[list[bytes]]:
         b'{"subject":"unheard of"}',
         b"[" * 50_000,
         b'{"subject":"update","control_id":"x","seq":1,"changes":{"value":' + b"[" * 20_000 + b"}",
-        b"x" * 500_000,
+        b"x" * 120_000,
     ]
     return [[], *[[text] for text in texts]]
 
@@ -580,16 +580,39 @@ async def test_devices_are_bounded_and_the_known_ones_are_served(
     assert len(names["own_names"]) <= 5
 
 
-async def test_peers_with_sensors_are_bounded(lab: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(ndsi, "MAX_PEERS", 2)
-    phone, second, third = lab.phone(), lab.phone("Second"), lab.phone("Third")
-    await phone.attached()
+async def test_phones_are_bounded_but_for_the_configured_ones(lab: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ndsi, "MAX_PHONES", 1)
+    second, third, phone = lab.phone("Second"), lab.phone("Third"), lab.phone()
     await second.attached()
     await third.meet()
     third.whisper(third.gaze.attach())
     await until(lambda: lab.counts.get("devices_turned_away") == 1, "the third is turned away")
+    await phone.attached()
     await lab.serves(phone)
     await lab.serves(second, "second")
+    second.beacon(port=0)
+    await until(lambda: not lab.device("second").connected, "the second has gone")
+    for sensor in (third.gaze, third.event):
+        third.whisper(sensor.attach())
+    await lab.serves(third, "third")
+
+
+async def test_messages_that_are_too_large_hurt_only_their_sender(lab: Lab) -> None:
+    phone, bad = lab.phone(), lab.phone("Bad")
+    await phone.attached()
+    await bad.attached()
+    for sensor in (bad.gaze, bad.event):
+        for _ in range(10):
+            sensor.send([b"x" * 5_000_000, b"y"])
+            sensor.say(b"z" * 5_000_000)
+    await until(
+        lambda: all(s.subscribed == {"data": 0, "notify": 0} for s in (bad.gaze, bad.event)), "the bad one is left"
+    )
+    await lab.serves(phone)
+    for sensor in (bad.gaze, bad.event):
+        bad.whisper(sensor.detach())
+        bad.whisper(sensor.attach())
+    await lab.serves(bad, "bad")
 
 
 async def test_sensors_that_come_and_go_without_end_do_not_flood_the_log(

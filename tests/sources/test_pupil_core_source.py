@@ -56,6 +56,7 @@ class Capture:
         self.requests: list[list[bytes]] = []
         self.answer: Callable[[bytes], list[list[bytes]]] = self.properly
         self.subscriptions: set[bytes] = set()
+        self.unsubscribed = 0
         self.backbone = self._backbone()
         self._task = asyncio.create_task(self._live())
 
@@ -87,6 +88,7 @@ class Capture:
             while self.backbone.getsockopt(zmq.EVENTS) & zmq.POLLIN:
                 message = self.backbone.recv()
                 (self.subscriptions.add if message[:1] == b"\x01" else self.subscriptions.discard)(message[1:])
+                self.unsubscribed += message[:1] == b"\x00"
             await asyncio.sleep(0.0005)
 
     def properly(self, request: bytes) -> list[list[bytes]]:
@@ -506,6 +508,16 @@ async def test_topics_that_only_begin_alike_are_not_received(lab: Lab) -> None:
         lab.capture.publish([topic, b"garbage"])
     await lab.serves()
     assert lab.device.malformed == {}
+
+
+async def test_one_message_that_is_too_large_does_not_end_the_subscription(lab: Lab) -> None:
+    """libzmq then gives the connection up for ever."""
+    await lab.serves()
+    for _ in range(3):
+        left = lab.capture.unsubscribed
+        lab.capture.publish([b"gaze.2d.0.", bytes(pupil_core.MAX_MESSAGE_BYTES + 1)])
+        await until(lambda left=left: lab.capture.unsubscribed > left, "the connection is given up")
+        await lab.serves()
 
 
 @pytest.mark.parametrize("window_ms", [0, 300])

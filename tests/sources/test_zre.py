@@ -609,6 +609,8 @@ async def test_hundreds_of_peers_that_greet_and_say_nothing_are_bounded_and_a_go
 ) -> None:
     monkeypatch.setattr(zre, "MAX_PEERS", 40)
     endpoint = await node.meets(peer)
+    node.node.keep(peer.identity)
+    node.node.keep(uuid.uuid4())
     await node.serves(peer)
     files = open_files()
     context: zmq.Context[Any] = zmq.Context()
@@ -618,6 +620,7 @@ async def test_hundreds_of_peers_that_greet_and_say_nothing_are_bounded_and_a_go
             liar.setsockopt(zmq.IDENTITY, b"\x01" + uuid.uuid4().bytes)
             liar.connect(endpoint)
             liar.send(hello(1, f"tcp://127.0.0.1:{1000 + number}", name=f"liar {number}"))
+            liar.send_multipart([header(WHISPER, 2), b"I am a device"])
             await until(lambda n=number: any(e.name == f"liar {n}" for e in node.events), "the liar was let in")
             liar.close(0)
         await until(lambda: open_files() - files < 4 * 40, "no more files than peers that are allowed")
