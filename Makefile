@@ -22,6 +22,7 @@ check: .venv/.test-installed
 	.venv/bin/lint-imports --no-cache
 
 benchmark: .venv/.test-installed
+	.venv/bin/python -m benchmarks.accuracy
 	.venv/bin/python -m benchmarks.gaze_path
 
 ndsi-env: .venv-ndsi/.installed

@@ -1,4 +1,4 @@
-"""How wrong the stamps in a recording are: the demo, recorded by LabRecorder, read by pyxdf, beside the simulators' truth.
+"""How wrong the stamps in a recording are: the demo, recorded by LabRecorder, beside the simulators' truth.
 
     .venv/bin/python -m benchmarks.accuracy [--seconds 60]
 
@@ -39,9 +39,9 @@ def record(directory: Path, seconds: float) -> Path:
     command = [sys.executable, "-m", "bridge", "demo", "--no-ros", "--truth", str(directory / "truth")]
     with running(command, directory / "demo.log") as demo:
         wait_for_streams(*names)
-        with lab_recorder(directory, xdf, *(f"name='{name}'" for name in names)) as recorder:
-            with suppress(subprocess.TimeoutExpired):
-                recorder.popen.wait(seconds)
+        queries = [f"name='{name}'" for name in names]
+        with lab_recorder(directory, xdf, *queries) as recorder, suppress(subprocess.TimeoutExpired):
+            recorder.popen.wait(seconds)
         demo.popen.send_signal(signal.SIGINT)
         demo.popen.wait()
     return xdf
@@ -63,9 +63,8 @@ def main() -> None:
         recorded = load(record(directory, options.seconds))
         print(f"Error of the recorded stamps over {options.seconds:.0f} s, us (size, against the simulators' truth)\n")
         print(f"{'':<24} {'':>6} {'':>7} {'the bridge':>26}   {'one offset':>26}")
-        print(
-            f"{'stream':<24} {'n':>6} {'missing':>7} {'p50':>8} {'p99':>8} {'max':>8}   {'p50':>8} {'p99':>8} {'max':>8}"
-        )
+        columns = f"{'p50':>8} {'p99':>8} {'max':>8}"
+        print(f"{'stream':<24} {'n':>6} {'missing':>7} {columns}   {columns}")
         for stream, (device, kind, labels) in STREAMS.items():
             rows = truth(directory / "truth" / f"{device}.jsonl", kind)
             found = recorded[stream]
