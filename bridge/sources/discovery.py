@@ -17,6 +17,8 @@ from bridge.wire import ndsi
 
 USED_SENSORS = ("gaze", "event", "hardware")
 BEACON_PORT = 5670
+MAX_PEERS = 200  # that are listed
+MAX_SENSORS = 100  # that are listed of each
 
 
 async def discover(interface: str | None, core_address: str, seconds: float) -> dict[str, Any]:
@@ -28,6 +30,8 @@ async def discover(interface: str | None, core_address: str, seconds: float) -> 
     peers: dict[str, dict[str, Any]] = {}
 
     def on_event(event: ZreEvent) -> None:
+        if str(event.peer) not in peers and len(peers) >= MAX_PEERS:
+            return
         peer = peers.setdefault(str(event.peer), {"name": event.name, "in_group": False, "sensors": []})
         if event.type == "JOIN" and event.content == (ndsi.GROUP.encode(),):
             peer["in_group"] = True
@@ -44,7 +48,7 @@ async def discover(interface: str | None, core_address: str, seconds: float) -> 
                     "uuid": announcement.sensor_uuid,
                     "used": announcement.sensor_type in USED_SENSORS,
                 }
-                if sensor not in peer["sensors"]:
+                if sensor not in peer["sensors"] and len(peer["sensors"]) < MAX_SENSORS:
                     peer["sensors"].append(sensor)
 
     chosen = find_interface(interface)
@@ -70,7 +74,7 @@ async def discover(interface: str | None, core_address: str, seconds: float) -> 
         ],
         "other_peers": [peer["name"] for peer in peers.values() if not peer["sensors"]],
         "core": core,
-        "counts": dict(node.counts),
+        "counts": {what: count for what, count in node.counts.items() if count},
     }
 
 
@@ -89,16 +93,20 @@ async def _core(loop: asyncio.AbstractEventLoop, address: str) -> dict[str, Any]
 
 
 def as_text(found: dict[str, Any]) -> str:
-    """For a terminal."""
+    """For a terminal, which what strangers call themselves must not steer."""
     lines = [f"Companion devices (NDSI v4) on {found['interface']}, broadcast {found['broadcast']}:"]
     for peer in found["companions"]:
-        lines.append(f"  {peer['name']}")
+        lines.append(f"  {_shown(peer['name'])}")
         lines += [
-            f"    {sensor['type']:<9} {sensor['name']}{'' if sensor['used'] else '   (not used)'}"
+            f"    {_shown(sensor['type']):<9} {_shown(sensor['name'])}{'' if sensor['used'] else '   (not used)'}"
             for sensor in peer["sensors"]
         ]
     if not found["companions"]:
         lines.append("  none heard. NDSI needs UDP broadcasts on port 5670, which many Wi-Fi networks block.")
     core = found["core"]
-    lines.append(f"Pupil Capture at {core['address']}: {core['version'] or 'no answer'}")
+    lines.append(f"Pupil Capture at {core['address']}: {_shown(core['version'] or 'no answer')}")
     return "\n".join(lines)
+
+
+def _shown(text: str) -> str:
+    return "".join(letter if letter.isprintable() else "?" for letter in text[:100])
