@@ -222,7 +222,6 @@ class NdsiDeviceSource:
             interface = self._find_interface()
         except OSError as error:
             raise DeviceUnavailable(f"the interfaces of this host cannot be listed: {error}") from error
-        self.context = zmq.Context()
         node = self.node = ZreNode(
             self.loop,
             self._on_zre,
@@ -231,6 +230,7 @@ class NdsiDeviceSource:
             interface=interface,
             port=self._config.beacon_port,
         )
+        self.context = zmq.Context()
         self._node_counts = node.counts
         log.info("looking for Companion devices on %s (broadcast %s)", interface.address, interface.broadcast)
         try:
