@@ -53,6 +53,7 @@ def run(config_path: Path) -> None:
 
     tree = config.load(config_path)
     logs.set_up(tree.logging.level, tree.logging.format)
+    daemon.raise_file_limit()
 
     async def serve() -> None:
         await daemon.Daemon(tree).run(daemon.stop_signal)

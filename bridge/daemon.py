@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import signal
 import sys
 from collections.abc import Awaitable, Callable
 from pathlib import Path
+from typing import Any
 
 from bridge.clock import ClockSettings
 from bridge.config import Config, LslSink, NdsiSource, Ros2Sink
@@ -115,8 +117,8 @@ class Daemon:
                     ", ".join(self.control.sink_names),
                     self.socket_path,
                 )
-                tasks: list[asyncio.Task[None]] = []
                 async with asyncio.TaskGroup() as group:
+                    tasks = [group.create_task(_first_bug(), name="first bug")]
                     tasks += [group.create_task(supervise(source), name=source.name) for source in self._sources]
                     tasks.append(group.create_task(self._tick(), name="tick"))
                     await until()
@@ -130,6 +132,37 @@ class Daemon:
         while True:
             await asyncio.sleep(TICK_S)
             self.pipeline.tick()
+
+
+async def _first_bug() -> None:
+    """Raises the first error of a callback of the loop, which asyncio by itself would log and forget."""
+    loop = asyncio.get_running_loop()
+    bug: asyncio.Future[None] = loop.create_future()
+
+    def on_error(loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
+        error = context.get("exception")
+        if "handle" in context and isinstance(error, Exception) and not bug.done():
+            bug.set_exception(error)
+        else:
+            loop.default_exception_handler(context)
+
+    loop.set_exception_handler(on_error)
+    try:
+        await bug
+    finally:
+        loop.set_exception_handler(None)
+
+
+def raise_file_limit() -> None:
+    """Lets this process have as many open files as it may: every sensor, outlet and made-up peer takes some."""
+    try:
+        import resource
+    except ImportError:  # Windows has no such limit
+        return
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft != hard:
+        with contextlib.suppress(ValueError, OSError):  # macOS has limits beyond its limits
+            resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
 
 
 async def stop_signal() -> None:

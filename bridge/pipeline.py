@@ -15,6 +15,7 @@ import msgspec
 
 from bridge.clock import Clock, ClockSettings, ClockState, Mapped, RoundTrip
 from bridge.clock.host import monotonic_ns
+from bridge.service.quiet import LineBudget
 from bridge.streams import DeviceDescriptor, Sample, StreamDescriptor
 
 log = logging.getLogger(__name__)
@@ -240,6 +241,7 @@ class Device:
         self.streams: dict[str, StreamInput] = {}
         self.malformed: Counter[str] = Counter()
         self.connected = False
+        self._lines = LineBudget()
         self._sinks = tuple(sinks)
         for sink in self._sinks:
             sink.open_device(descriptor)
@@ -262,11 +264,15 @@ class Device:
         if not accepted:
             log.debug("%s: round trip of %.3f ms set aside", self.descriptor.name, trip.rtt_ns / 1e6)
         if self.clock.epoch != epoch:
-            log.warning("%s: the device's clock has stepped; epoch %d begins", self.descriptor.name, self.clock.epoch)
+            level = self._lines.level(logging.WARNING)
+            log.log(
+                level, "%s: the device's clock has stepped; epoch %d begins", self.descriptor.name, self.clock.epoch
+            )
             for stream in self.streams.values():
                 stream.begin_epoch()
         if not before and self.clock.locked:
-            log.info(
+            log.log(
+                self._lines.level(logging.INFO),
                 "%s: clock locked, offset %+.6f s, bound %.3f ms",
                 self.descriptor.name,
                 (self.clock.offset_ns or 0) / 1e9,

@@ -21,10 +21,10 @@ from bridge.config import ClockConfig, NdsiDevice, NdsiSource
 from bridge.errors import DeviceUnavailable, MalformedMessage
 from bridge.names import KEPT_IDS, DeviceNames
 from bridge.pipeline import Device, Pipeline
+from bridge.service.quiet import LineBudget
 from bridge.sources.interfaces import Interface, find_interface
 from bridge.sources.ndsi_echo import EchoExchange
 from bridge.sources.ndsi_sensor import Sensor, check_endpoints
-from bridge.sources.quiet import LineBudget
 from bridge.sources.zre import ZreEvent, ZreNode
 from bridge.streams import Channel, DeviceDescriptor, GazePosition, StreamDescriptor, StreamKind
 from bridge.wire import ndsi

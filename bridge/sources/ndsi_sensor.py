@@ -13,7 +13,7 @@ from typing import Any
 import zmq
 
 from bridge.errors import MalformedMessage
-from bridge.sources.quiet import LineBudget
+from bridge.service.quiet import LineBudget
 from bridge.sources.zmqio import ZmqReader
 from bridge.wire import ndsi
 
