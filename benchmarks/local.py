@@ -6,26 +6,13 @@ import os
 import random
 from pathlib import Path
 
-LSL_API_CFG = """\
-[ports]
-IPv6 = disable
-[multicast]
-ResolveScope = link
-AddressesOverride = {{224.0.0.183, 239.255.172.215}}
-Interfaces = {{127.0.0.1}}
-TTLOverride = 0
-[lab]
-KnownPeers = {{127.0.0.1}}
-SessionID = pupil-bridge-benchmark-{session}
-[log]
-level = -2
-"""
+from bridge.service.loopback import write_lsl_api_cfg
 
 
 def stay_local(directory: Path) -> None:
     """To be called before pylsl or rclpy is imported; children inherit it."""
     path = directory / "lsl_api.cfg"
-    path.write_text(LSL_API_CFG.format(session=random.randrange(10**6)), encoding="ascii")
+    write_lsl_api_cfg(path, f"pupil-bridge-benchmark-{random.randrange(10**6)}")
     os.environ.update(
         LSLAPICFG=str(path), ROS_AUTOMATIC_DISCOVERY_RANGE="LOCALHOST", ROS_DOMAIN_ID=str(random.randrange(1, 100))
     )

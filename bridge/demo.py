@@ -21,27 +21,12 @@ from rich.console import Console
 from rich.live import Live
 
 from bridge.errors import BridgeError
-from bridge.service import logs, table
+from bridge.service import logs, loopback, table
 
 SIMULATOR_START_S = 20.0
 SIMULATOR_STOP_S = 5.0
 REFRESH_S = 0.5
 PLAIN_REFRESH_S = 5.0
-
-LSL_API_CFG = """\
-[ports]
-IPv6 = disable
-[multicast]
-ResolveScope = link
-AddressesOverride = {{224.0.0.183, 239.255.172.215}}
-Interfaces = {{127.0.0.1}}
-TTLOverride = 0
-[lab]
-KnownPeers = {{127.0.0.1}}
-SessionID = pupil-bridge-demo-{session}
-[log]
-level = -2
-"""
 
 CONFIG = """\
 [[source]]
@@ -116,7 +101,7 @@ def _stay_on_this_machine(directory: Path, ros: bool, console: Console) -> None:
     """Sets, before any library reads it, what keeps LSL and DDS on loopback. What the user has set stays."""
     if "LSLAPICFG" not in os.environ:
         path = directory / "lsl_api.cfg"
-        path.write_text(LSL_API_CFG.format(session=random.randrange(10**6)), encoding="ascii")
+        loopback.write_lsl_api_cfg(path, f"pupil-bridge-demo-{random.randrange(10**6)}")
         os.environ["LSLAPICFG"] = str(path)
     console.print("LSL: start LabRecorder (or any LSL program) with this, to see the streams:")
     console.print(f"  LSLAPICFG={os.environ['LSLAPICFG']}", soft_wrap=True)

@@ -13,25 +13,12 @@ from pathlib import Path
 
 import pytest
 
-LSL_API_CFG = """\
-[ports]
-IPv6 = disable
-[multicast]
-ResolveScope = link
-AddressesOverride = {{224.0.0.183, 239.255.172.215}}
-Interfaces = {{127.0.0.1}}
-TTLOverride = 0
-[lab]
-KnownPeers = {{127.0.0.1}}
-SessionID = pupil-bridge-test-{session}
-[log]
-level = -2
-"""
+from bridge.service.loopback import write_lsl_api_cfg
 
 # Before anything imports pylsl or rclpy, which read these when they are loaded; child processes inherit them.
 _DIRECTORY = tempfile.TemporaryDirectory(prefix="pupil-bridge-tests-")
 _CFG = Path(_DIRECTORY.name) / "lsl_api.cfg"
-_CFG.write_text(LSL_API_CFG.format(session=random.randrange(10**9)), encoding="ascii")
+write_lsl_api_cfg(_CFG, f"pupil-bridge-test-{random.randrange(10**9)}")
 os.environ["LSLAPICFG"] = str(_CFG)
 os.environ["ROS_AUTOMATIC_DISCOVERY_RANGE"] = "LOCALHOST"
 os.environ["ROS_DOMAIN_ID"] = str(random.randrange(1, 100))
