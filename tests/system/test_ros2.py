@@ -528,8 +528,9 @@ def test_a_clock_that_was_never_measured_is_a_warning_with_unknown_values_and_no
 
 
 def test_a_stopped_subscriber_holds_up_neither_lsl_nor_the_end_of_the_daemon(tmp_path: Path) -> None:
-    stopped_s = 6.0
-    pulled: list[tuple[float, float, tuple[float, float]]] = []
+    stopped_for = 6 * GAZE_HZ  # samples; many times what the queues of a stopped reader take
+    deadline_s = 30.0
+    pulled: list[tuple[float, float]] = []
     with trackers(tmp_path) as sources, listening(tmp_path, "pupil_bridge") as listener:
         with bridge(tmp_path, sources.config) as daemon:
             assert "matched" in listener.process.json_line()
@@ -539,11 +540,11 @@ def test_a_stopped_subscriber_holds_up_neither_lsl_nor_the_end_of_the_daemon(tmp
             try:
                 assert inlet.pull_sample(timeout=10)[0] is not None
                 listener.process.popen.send_signal(signal.SIGSTOP)
-                until_s = pylsl.local_clock() + stopped_s
-                while (now_s := pylsl.local_clock()) < until_s:
-                    sample, stamp_s = inlet.pull_sample(timeout=1.0)
-                    assert sample is not None, "LSL has paused"
-                    pulled.append((max(now_s, pylsl.local_clock()), stamp_s, (sample[0], sample[1])))
+                until_s = pylsl.local_clock() + deadline_s
+                while len(pulled) < stopped_for:
+                    sample, _ = inlet.pull_sample(timeout=max(0.0, until_s - pylsl.local_clock()))
+                    assert sample is not None, f"LSL has stopped after {len(pulled)} samples"
+                    pulled.append((sample[0], sample[1]))
             finally:
                 inlet.close_stream()
                 del inlet
@@ -559,11 +560,9 @@ def test_a_stopped_subscriber_holds_up_neither_lsl_nor_the_end_of_the_daemon(tmp
     assert exit_status == 0
     assert shutdown_s < SHUTDOWN_S
     assert "Traceback" not in log
-    assert max(pulled_s - stamp_s for pulled_s, stamp_s, _ in pulled) < 0.25
     true = [tuple(row["payload"]) for row in truth(sources.companion_truth, "gaze")]
-    begin = true.index(pulled[0][2])
-    assert [values for _, _, values in pulled] == true[begin : begin + len(pulled)]
-    assert len(pulled) >= (stopped_s - 0.5) * GAZE_HZ
+    begin = true.index(pulled[0])
+    assert pulled == true[begin : begin + len(pulled)]
 
 
 def _accounted_for(daemon: Bridge, device: str) -> bool:
