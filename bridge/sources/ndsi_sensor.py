@@ -14,7 +14,7 @@ import zmq
 
 from bridge.errors import MalformedMessage
 from bridge.service.quiet import LineBudget
-from bridge.sources.zmqio import ZmqReader
+from bridge.sources.zmqio import ZmqReader, subscriber
 from bridge.wire import ndsi
 
 log = logging.getLogger(__name__)
@@ -93,8 +93,8 @@ class Sensor:
             if frames[0] == topic:  # subscriptions match by prefix
                 self._notified(frames)
 
-        notifications = _subscriber(
-            context, attach.notify_endpoint, topic, NOTIFICATIONS_HIGH_WATER_MARK, MAX_NOTIFICATION_BYTES
+        notifications = subscriber(
+            context, attach.notify_endpoint, [topic], NOTIFICATIONS_HIGH_WATER_MARK, MAX_NOTIFICATION_BYTES
         )
         self._readers.append(ZmqReader(self._loop, notifications, notified))
         if on_data is not None and attach.data_endpoint is not None:
@@ -106,7 +106,7 @@ class Sensor:
                     self.streaming = True  # data is the proof, where the control's update was lost
                 on_data(frames)
 
-            data = _subscriber(context, attach.data_endpoint, topic, DATA_HIGH_WATER_MARK, MAX_DATUM_BYTES)
+            data = subscriber(context, attach.data_endpoint, [topic], DATA_HIGH_WATER_MARK, MAX_DATUM_BYTES)
             self._readers.append(ZmqReader(self._loop, data, on_frames))
         self._command.setsockopt(zmq.LINGER, 0)
         self._command.setsockopt(zmq.SNDHWM, 100)
@@ -174,15 +174,3 @@ class Sensor:
         for reader in self._readers:
             reader.close()
         self._command.close(0)
-
-
-def _subscriber(
-    context: zmq.Context[Any], endpoint: str, topic: bytes, high_water_mark: int, max_bytes: int
-) -> zmq.Socket[bytes]:
-    socket: zmq.Socket[bytes] = context.socket(zmq.SUB)
-    socket.setsockopt(zmq.LINGER, 0)
-    socket.setsockopt(zmq.RCVHWM, high_water_mark)
-    socket.setsockopt(zmq.MAXMSGSIZE, max_bytes)
-    socket.setsockopt(zmq.SUBSCRIBE, topic)
-    socket.connect(endpoint)
-    return socket

@@ -21,7 +21,7 @@ from bridge.clock.host import monotonic_ns
 from bridge.config import ClockConfig, PupilCoreSource
 from bridge.errors import DeviceUnavailable, MalformedMessage
 from bridge.pipeline import Device, Pipeline, StreamInput
-from bridge.sources.zmqio import Lifeline, ZmqReader
+from bridge.sources.zmqio import Lifeline, ZmqReader, subscriber
 from bridge.streams import DeviceDescriptor, GazePosition, StreamDescriptor, StreamKind
 from bridge.wire import pupil_core as wire
 
@@ -148,7 +148,9 @@ class PupilCoreDeviceSource:
             ports = await self._ports(remote)
             self._version = _printable((await remote.ask(b"v"))[0])
             backbone = f"tcp://{host}:{ports[0]}"
-            reader = ZmqReader(loop, self._subscribe(context, backbone), self._on_datum)
+            topics = [f"{topic}.".encode() for topic in self._config.topics]
+            data = subscriber(context, backbone, topics, HIGH_WATER_MARK, MAX_MESSAGE_BYTES)
+            reader = ZmqReader(loop, data, self._on_datum)
             lifeline = Lifeline(loop, reader.socket, backbone)
             log.info("%s: Pupil Capture %s at %s", self._config.name, self._version, self._config.address)
             self._device.attached()
@@ -174,16 +176,6 @@ class PupilCoreDeviceSource:
         except MalformedMessage as error:
             self._counts["replies_malformed"] += 1
             raise DeviceUnavailable(f"what answers at {self._config.address} is no Pupil Remote: {error}") from error
-
-    def _subscribe(self, context: zmq.Context[Any], endpoint: str) -> zmq.Socket[bytes]:
-        subscriber: zmq.Socket[bytes] = context.socket(zmq.SUB)
-        subscriber.setsockopt(zmq.LINGER, 0)
-        subscriber.setsockopt(zmq.RCVHWM, HIGH_WATER_MARK)
-        subscriber.setsockopt(zmq.MAXMSGSIZE, MAX_MESSAGE_BYTES)
-        for topic in self._config.topics:
-            subscriber.setsockopt(zmq.SUBSCRIBE, f"{topic}.".encode())
-        subscriber.connect(endpoint)
-        return subscriber
 
     def _on_datum(self, frames: list[bytes]) -> None:
         received_ns = monotonic_ns()

@@ -31,6 +31,20 @@ def pipe(context: zmq.Context[Any]) -> tuple[zmq.Socket[bytes], zmq.Socket[bytes
     return ends
 
 
+def subscriber(
+    context: zmq.Context[Any], endpoint: str, topics: list[bytes], high_water_mark: int, max_bytes: int
+) -> zmq.Socket[bytes]:
+    """A SUB socket with bounds: messages that wait, and bytes of one. Raises zmq.ZMQError without a descriptor."""
+    socket: zmq.Socket[bytes] = context.socket(zmq.SUB)
+    socket.setsockopt(zmq.LINGER, 0)
+    socket.setsockopt(zmq.RCVHWM, high_water_mark)
+    socket.setsockopt(zmq.MAXMSGSIZE, max_bytes)
+    for topic in topics:
+        socket.setsockopt(zmq.SUBSCRIBE, topic)
+    socket.connect(endpoint)
+    return socket
+
+
 class ZmqReader:
     """Hands every message of a socket to a callback, and closes the socket in the end.
 

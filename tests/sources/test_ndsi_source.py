@@ -643,7 +643,7 @@ async def test_no_file_descriptors_left_is_survived(lab: Lab, monkeypatch: pytes
         raise zmq.ZMQError(24)
 
     with monkeypatch.context() as patch:
-        patch.setattr(ndsi_sensor, "_subscriber", refuse)
+        patch.setattr(ndsi_sensor, "subscriber", refuse)
         late.whisper(late.gaze.attach())
         await until(lambda: "late" in lab.pipeline.devices and lab.device("late").malformed["no_connection"], "counted")
     await lab.serves(phone)
