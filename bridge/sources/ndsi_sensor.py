@@ -115,11 +115,17 @@ class Sensor:
     def _ask(self) -> None:
         """Asks for what is missing. The first answers are often lost: the subscription may still be on its way."""
         self._timer = None
-        if "streaming" not in self.controls and (self._wants_streaming or not self.controls):
-            self._send(ndsi.encode_refresh_controls(self.attach.sensor_uuid))
-        if self._wants_streaming and not self.streaming:
-            self._send(ndsi.encode_set_control(self.attach.sensor_uuid, "streaming", True))
+        if self._wants_streaming:
+            missing = not self.streaming
+            if "streaming" not in self.controls:
+                self._send(ndsi.encode_refresh_controls(self.attach.sensor_uuid))
+            if missing:
+                self._send(ndsi.encode_set_control(self.attach.sensor_uuid, "streaming", True))
         else:
+            missing = not self.controls
+            if missing:
+                self._send(ndsi.encode_refresh_controls(self.attach.sensor_uuid))
+        if not missing:
             return
         self._timer = self._loop.call_later(self._ask_again_s, self._ask)
         self._ask_again_s = min(ASK_AGAIN_MAX_S, self._ask_again_s * 1.5)

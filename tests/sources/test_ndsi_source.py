@@ -274,6 +274,15 @@ async def test_sensors_of_a_hardware_type_are_asked_but_never_told_to_stream(lab
     assert phone.hardware.subscribed["data"] == 0
 
 
+async def test_lost_controls_of_the_hardware_are_asked_for_again(lab: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ndsi_sensor, "ASK_AGAIN_S", 0.01)
+    phone = lab.phone()
+    phone.hardware.ignore_commands = 5
+    await phone.attached()
+    await until(lambda: phone.hardware.asked("refresh_controls") >= 5, "its controls were asked for again")
+    assert phone.hardware.asked("set_control_value") == 0
+
+
 async def test_thousands_of_controls_are_not_all_kept(lab: Lab) -> None:
     phone = lab.phone()
     await phone.attached()
