@@ -84,10 +84,18 @@ class StreamConfig(_Table):
 
 
 class _Device(_Table):
-    """Its ``name`` in ROS, files and status; ``lsl_prefix`` in LSL is ``pupil_labs_<name>`` where it is not set."""
+    """Its ``name`` in ROS, files and status; ``lsl_prefix`` in LSL is ``pupil_labs_<name>`` where it is not set.
+
+    ``path_asymmetry_ms``: a measured difference of the path's delays, to the device less back from it.
+    """
 
     name: DeviceName
     lsl_prefix: LslPrefix = ""
+    path_asymmetry_ms: Annotated[float, Field(ge=-1000, le=1000)] = 0.0
+
+    @property
+    def path_asymmetry_ns(self) -> int:
+        return _ns(self.path_asymmetry_ms, 1_000_000)
 
     @model_validator(mode="before")
     @classmethod

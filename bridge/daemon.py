@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from bridge.clock import ClockSettings
+from bridge.clock.host import SuspendWatch, steady_scale
 from bridge.config import Config, LslSink, NdsiSource, Ros2Sink
 from bridge.control import Control
 from bridge.errors import BridgeError, ConfigError
@@ -23,6 +24,7 @@ from bridge.supervisor import supervise
 
 log = logging.getLogger(__name__)
 
+HOST_CLOCKS_S = 0.1
 TICK_S = 1.0
 NO_RCLPY = (
     "ROS 2: rclpy is not installed, nothing is published there (pip install 'pupil-bridge[ros]', or source a ROS)"
@@ -93,10 +95,13 @@ class Daemon:
         self._config = config
         control_socket.check_free(self.socket_path)  # before there are two outlets of every name
         clock = config.clock
+        self._scale = steady_scale()
+        self._suspend = SuspendWatch()
         self.pipeline = Pipeline(
             open_sinks(config),
             hold_ns=clock.hold_ns if clock.unlocked == "hold" else 0,
             clock_settings=ClockSettings(ping_interval_ns=clock.ping_interval_ns),
+            scale=self._scale,
         )
         self._sources = make_sources(config)
         for source in self._sources:
@@ -121,6 +126,7 @@ class Daemon:
                     tasks = [group.create_task(_first_bug(), name="first bug")]
                     tasks += [group.create_task(supervise(source), name=source.name) for source in self._sources]
                     tasks.append(group.create_task(self._tick(), name="tick"))
+                    tasks.append(group.create_task(self._watch_host(), name="host clocks"))
                     await until()
                     for task in tasks:
                         task.cancel()
@@ -132,6 +138,16 @@ class Daemon:
         while True:
             await asyncio.sleep(TICK_S)
             self.pipeline.tick()
+
+    async def _watch_host(self) -> None:
+        """Reads the host's clocks often: a slew is followed from reading to reading, and a sleep is to be known before
+        the first devices answer after it."""
+        while True:
+            self._scale.read()
+            suspended_ns = self._suspend.poll()
+            if suspended_ns:
+                self.pipeline.host_suspended(suspended_ns)
+            await asyncio.sleep(HOST_CLOCKS_S)
 
 
 async def _first_bug() -> None:

@@ -5,26 +5,21 @@ One pipeline a daemon, owned by its event loop; nothing here blocks, and nothing
 
 from __future__ import annotations
 
-import heapq
 import logging
-from collections import Counter, deque
+from collections import Counter
 from collections.abc import Callable, Iterable
 from typing import Protocol
 
 import msgspec
 
-from bridge.clock import Clock, ClockSettings, ClockState, Mapped, RoundTrip
+from bridge.clock import Clock, ClockSettings, ClockState, RoundTrip
+from bridge.clock.device_clock import DeviceClock, Scale
 from bridge.clock.host import monotonic_ns
 from bridge.service.quiet import LineBudget
-from bridge.streams import DeviceDescriptor, Sample, StreamDescriptor
+from bridge.stream_input import Output, StreamInput
+from bridge.streams import DeviceDescriptor, StreamDescriptor
 
 log = logging.getLogger(__name__)
-
-HOLD_MAX_SAMPLES = 20_000  # a stream's share of memory while its clock is not locked, whatever its rate
-REORDER_MAX_SAMPLES = 5_000
-REORDER_PATIENCE_NS = 500_000_000  # a paused stream's last samples leave this long after their window
-RATE_WINDOW_TICKS = 5
-FUTURE_LIMIT_NS = 10_000_000  # beyond the bound; less is clamped to the arrival
 
 
 class ClockStatus(msgspec.Struct, frozen=True):
@@ -46,14 +41,20 @@ class ClockStatus(msgspec.Struct, frozen=True):
     samples_dropped: int
 
 
-class Output(Protocol):
-    """One stream in one sink. ``dropped`` counts by reason what the sink could not pass on."""
+class ClockEvent(msgspec.Struct, frozen=True):
+    """The beginning of an epoch of a device's clock, as marker streams tell it.
 
-    samples_out: int
-    dropped: Counter[str]
+    ``host_ns``: when it was noticed. ``device_ns``: the device's time then, as it is now known; None while it is not.
+    """
 
-    def push(self, sample: Sample, mapped: Mapped, host_ns: int) -> None:
-        """Takes a sample that means host time ``host_ns``. Must not block and must not raise on a slow reader."""
+    host_ns: int
+    device_ns: int | None
+    epoch: int
+    reason: str
+
+    @property
+    def text(self) -> str:
+        return f"epoch {self.epoch} {self.reason}"
 
 
 class Sink(Protocol):
@@ -68,179 +69,30 @@ class Sink(Protocol):
 
     def clock_status(self, device: DeviceDescriptor, status: ClockStatus) -> None: ...
 
+    def clock_event(self, device: DeviceDescriptor, event: ClockEvent) -> None: ...
+
     def close(self) -> None: ...
-
-
-class StreamInput:
-    """One stream of a device, from the source's hands to the outputs."""
-
-    def __init__(self, device: Device, descriptor: StreamDescriptor, outputs: dict[str, Output]) -> None:
-        self.device = device
-        self.descriptor = descriptor
-        self.outputs = outputs
-        self.samples_in = 0
-        self.last_received_ns: int | None = None
-        self.dropped: Counter[str] = Counter()
-        self._pushes: list[Callable[[Sample, Mapped, int], None]] = [output.push for output in outputs.values()]
-        self._held: deque[Sample] = deque()
-        self._reorder: list[tuple[int, int, Sample]] = []
-        self._reordered = 0
-        self._newest_device_ns: int | None = None
-        self._released_device_ns: int | None = None
-        self._last_host_ns = 0
-        self._span_ns = 0
-        self._intervals = 0
-        self._ticks: deque[tuple[int, int, int]] = deque(maxlen=RATE_WINDOW_TICKS + 1)
-
-    def sample(self, device_ns: int, received_ns: int, payload: tuple[float, ...] | str) -> None:
-        """Takes one datum as it was received; ``payload`` fits the descriptor's channels."""
-        self.samples_in += 1
-        self.last_received_ns = received_ns
-        sample = Sample(self.descriptor, device_ns, received_ns, payload)
-        if self.device.clock.locked:
-            self._take(sample)
-        else:
-            self._hold(sample)
-
-    def _take(self, sample: Sample) -> None:
-        """A sample whose clock is locked."""
-        device_ns, descriptor, clock = sample.device_ns, self.descriptor, self.device.clock
-        looked_at = clock.arrival if descriptor.arrivals_bound_clock else clock.ahead_ns
-        if looked_at(device_ns, sample.received_ns) > FUTURE_LIMIT_NS:
-            # A corrupt stamp, or a clock that has stepped: round trips tell which, and nothing is mapped wrongly.
-            self.dropped["from_the_future"] += 1
-            clock.request_burst()
-            return
-        newest = self._newest_device_ns
-        if newest is None:
-            self._newest_device_ns = device_ns
-        else:
-            self._intervals += 1
-            if device_ns > newest:
-                self._span_ns += device_ns - newest
-                self._newest_device_ns = device_ns
-        if descriptor.reorder_window_ns:
-            self._put_in_order(sample)
-        else:
-            self._map(sample)
-
-    def _put_in_order(self, sample: Sample) -> None:
-        if self._released_device_ns is not None and sample.device_ns < self._released_device_ns:
-            self.dropped["late"] += 1
-            return
-        self._reordered += 1  # keeps equal stamps as they came
-        heapq.heappush(self._reorder, (sample.device_ns, self._reordered, sample))
-        assert self._newest_device_ns is not None
-        until = self._newest_device_ns - self.descriptor.reorder_window_ns
-        while self._reorder and (self._reorder[0][0] <= until or len(self._reorder) > REORDER_MAX_SAMPLES):
-            self._release()
-
-    def _release(self) -> None:
-        device_ns, _, sample = heapq.heappop(self._reorder)
-        self._released_device_ns = device_ns
-        self._map(sample)
-
-    def _map(self, sample: Sample) -> None:
-        mapped = self.device.clock.map(sample.device_ns)
-        assert mapped is not None, "the clock was locked when the sample was taken, and begin_epoch clears what waits"
-        self._emit(sample, mapped)
-
-    def _hold(self, sample: Sample) -> None:
-        if not self.device.hold_ns or len(self._held) >= HOLD_MAX_SAMPLES:
-            self.dropped["clock_unlocked"] += 1
-            return
-        self._held.append(sample)
-        self.expire_held(sample.received_ns)
-
-    def expire_held(self, now_ns: int) -> None:
-        """Drops what has waited for a clock for too long."""
-        held = self._held
-        while held and held[0].received_ns < now_ns - self.device.hold_ns:
-            held.popleft()
-            self.dropped["clock_unlocked"] += 1
-
-    def _emit(self, sample: Sample, mapped: Mapped) -> None:
-        # Nothing that was received can have happened later than that.
-        host_ns = min(mapped.host_ns - self.descriptor.latency_ns, sample.received_ns)
-        if host_ns < self._last_host_ns and self.descriptor.in_order:
-            # A new epoch's mapping may overlap the old one's by their bounds; more is a device that went backwards.
-            if self._last_host_ns - host_ns > 2 * mapped.bound_ns:
-                self.dropped["backwards"] += 1
-                return
-            host_ns = self._last_host_ns
-        self._last_host_ns = host_ns
-        for push in self._pushes:
-            push(sample, mapped, host_ns)
-
-    # --- called by the device ------------------------------------------------------------------------------------
-
-    def clock_locked(self) -> None:
-        held, self._held = self._held, deque()
-        for sample in held:
-            self._take(sample)
-
-    def begin_epoch(self) -> None:
-        """The device's clock is another one now: nothing that waits can be mapped with it."""
-        dropped = len(self._held) + len(self._reorder)
-        if dropped:
-            self.dropped["clock_epoch"] += dropped
-        self._held.clear()
-        self._reorder.clear()
-        self._released_device_ns = None
-        self._newest_device_ns = None
-
-    def drain(self) -> None:
-        """Releases everything that waits to be put in order."""
-        while self._reorder:
-            self._release()
-
-    def close(self) -> None:
-        """Lets everything that can leave do so; what still waits for a clock has waited in vain."""
-        self.drain()
-        if self._held:
-            self.dropped["clock_unlocked"] += len(self._held)
-            self._held.clear()
-
-    def tick(self, now_ns: int) -> None:
-        self.expire_held(now_ns)
-        patience_ns = self.descriptor.reorder_window_ns + REORDER_PATIENCE_NS
-        while self._reorder and self._reorder[0][2].received_ns < now_ns - patience_ns:
-            self._release()
-        self._ticks.append((now_ns, self.samples_in, sum(o.samples_out for o in self.outputs.values())))
-
-    # --- status --------------------------------------------------------------------------------------------------
-
-    @property
-    def rate_in_hz(self) -> float | None:
-        """Mean rate by the device's own stamps over the whole run, gaps of the device apart."""
-        return None if not self._span_ns else self._intervals * 1e9 / self._span_ns
-
-    def recent_rates_hz(self) -> tuple[float, float]:
-        """Arrivals, and samples out a sink, per second over the last five seconds."""
-        if len(self._ticks) < 2:
-            return 0.0, 0.0
-        (t0, in0, out0), (t1, in1, out1) = self._ticks[0], self._ticks[-1]
-        seconds = (t1 - t0) / 1e9
-        return (in1 - in0) / seconds, (out1 - out0) / seconds / max(1, len(self.outputs))
-
-    def all_drops(self) -> dict[str, int]:
-        drops = dict(self.dropped)
-        for sink, output in self.outputs.items():
-            for reason, count in output.dropped.items():
-                drops[f"{sink}_{reason}"] = count
-        return drops
 
 
 class Device:
     """One eye tracker: its clock and its streams. It stays when the hardware goes."""
 
-    def __init__(self, descriptor: DeviceDescriptor, clock: Clock, hold_ns: int, sinks: Iterable[Sink]) -> None:
+    def __init__(
+        self,
+        descriptor: DeviceDescriptor,
+        clock: DeviceClock,
+        hold_ns: int,
+        sinks: Iterable[Sink],
+        now_ns: Callable[[], int],
+    ) -> None:
         self.descriptor = descriptor
         self.clock = clock
         self.hold_ns = hold_ns
         self.streams: dict[str, StreamInput] = {}
         self.malformed: Counter[str] = Counter()
         self.connected = False
+        self._now_ns = now_ns
+        self._epoch = clock.epoch
         self._lines = LineBudget()
         self._sinks = tuple(sinks)
         for sink in self._sinks:
@@ -259,17 +111,10 @@ class Device:
     def ping(self, trip: RoundTrip) -> None:
         """Feeds a round trip to the clock, and what waits for the clock to the sinks."""
         before = self.clock.locked
-        epoch = self.clock.epoch
         accepted = self.clock.ping(trip)
         if not accepted:
             log.debug("%s: round trip of %.3f ms set aside", self.descriptor.name, trip.rtt_ns / 1e6)
-        if self.clock.epoch != epoch:
-            level = self._lines.level(logging.WARNING)
-            log.log(
-                level, "%s: the device's clock has stepped; epoch %d begins", self.descriptor.name, self.clock.epoch
-            )
-            for stream in self.streams.values():
-                stream.begin_epoch()
+        self.epoch_changed(trip.received_ns)
         if not before and self.clock.locked:
             log.log(
                 self._lines.level(logging.INFO),
@@ -281,13 +126,44 @@ class Device:
             for stream in self.streams.values():
                 stream.clock_locked()
 
+    def epoch_changed(self, now_ns: int) -> None:
+        """Tells the streams and the sinks if the clock's epoch is another one than before."""
+        step_ns = self.clock.step_ns
+        if self.clock.epoch != self._epoch and step_ns is not None:
+            self._begin_epoch(
+                now_ns, f"step {step_ns / 1e9:+.6f} s", f"the device's clock was set by {step_ns / 1e9:+.6f} s"
+            )
+
+    def host_suspended(self, suspended_ns: int, now_ns: int) -> None:
+        """The host slept for so long; the device did not."""
+        if not self.clock.locked:  # what is held was sent before
+            for stream in self.streams.values():
+                stream.forget_clock()
+        self.clock.host_suspended(suspended_ns, now_ns)
+        if self.clock.epoch != self._epoch:
+            text = f"suspend {suspended_ns / 1e9:.6f} s"
+            self._begin_epoch(now_ns, text, f"this computer slept for {suspended_ns / 1e9:.3f} s")
+
+    def _begin_epoch(self, now_ns: int, reason: str, sentence: str) -> None:
+        self._epoch = self.clock.epoch
+        level = self._lines.level(logging.WARNING)
+        log.log(level, "%s: %s; epoch %d begins", self.descriptor.name, sentence, self._epoch)
+        firsts = [first for stream in self.streams.values() if (first := stream.first_of_epoch()) is not None]
+        for stream in self.streams.values():
+            stream.begin_epoch(now_ns, min(firsts, default=None))
+        event = ClockEvent(now_ns, self.clock.to_device(now_ns), self._epoch, reason)
+        for sink in self._sinks:
+            sink.clock_event(self.descriptor, event)
+        self._tell_status(self._now_ns())  # how much less is known now than at the last tick
+
     def attached(self) -> None:
         """The device is there (again), with a clock that need not be the one it had."""
         for stream in self.streams.values():
-            stream.drain()
-            stream.begin_epoch()
+            stream.forget_clock()
         self.clock.reset()
         self.connected = True
+        if self.clock.epoch != self._epoch:
+            self._begin_epoch(self._now_ns(), "restart", "the device is there again")
 
     def detached(self) -> None:
         self.connected = False
@@ -295,6 +171,9 @@ class Device:
     def tick(self, now_ns: int) -> None:
         for stream in self.streams.values():
             stream.tick(now_ns)
+        self._tell_status(now_ns)
+
+    def _tell_status(self, now_ns: int) -> None:
         status = self.clock_status(now_ns)
         for sink in self._sinks:
             sink.clock_status(self.descriptor, status)
@@ -336,18 +215,23 @@ class Pipeline:
         hold_ns: int = 5_000_000_000,
         clock_settings: ClockSettings | None = None,
         now_ns: Callable[[], int] = monotonic_ns,
+        scale: Scale | None = None,
     ) -> None:
+        """``scale`` relates host time to a steadier clock of the host; without it host time is steady itself."""
         self.sinks = tuple(sinks)
         self.devices: dict[str, Device] = {}
         self.now_ns = now_ns
         self._hold_ns = hold_ns
+        self._scale = scale
         self._clock_settings = clock_settings or ClockSettings()
 
-    def device(self, descriptor: DeviceDescriptor) -> Device:
+    def device(self, descriptor: DeviceDescriptor, asymmetry_ns: int = 0) -> Device:
         """The device of that name; made, and opened in all sinks, at the first call."""
         known = self.devices.get(descriptor.name)
         if known is None:
-            known = Device(descriptor, Clock(self._clock_settings), self._hold_ns, self.sinks)
+            settings = msgspec.structs.replace(self._clock_settings, asymmetry_ns=asymmetry_ns)
+            clock = DeviceClock(Clock(settings), self._scale)
+            known = Device(descriptor, clock, self._hold_ns, self.sinks, self.now_ns)
             self.devices[descriptor.name] = known
         return known
 
@@ -356,6 +240,12 @@ class Pipeline:
         now_ns = self.now_ns()
         for device in self.devices.values():
             device.tick(now_ns)
+
+    def host_suspended(self, suspended_ns: int) -> None:
+        """The host slept for so long: every device's clock has run on against its own."""
+        now_ns = self.now_ns()
+        for device in self.devices.values():
+            device.host_suspended(suspended_ns, now_ns)
 
     def close(self) -> None:
         """Lets everything that waits leave, then closes the sinks."""

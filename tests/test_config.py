@@ -98,6 +98,16 @@ def test_the_smallest_file_is_one_source_with_its_type_and_one_sink_with_its_typ
     assert config.sinks == (LslSink(type="lsl"),)
 
 
+def test_a_measured_asymmetry_of_a_path_is_either_way_and_in_milliseconds() -> None:
+    text = core(path_asymmetry_ms="-1.25") + SINK
+    config = parse(text + '[[source]]\ntype = "ndsi"\ndevice = [{name = "a", path_asymmetry_ms = 1000}]', "x")
+    capture, phones = config.sources
+    assert isinstance(capture, PupilCoreSource)
+    assert isinstance(phones, NdsiSource)
+    assert capture.path_asymmetry_ns == -1_250_000
+    assert [device.path_asymmetry_ns for device in phones.devices] == [1_000_000_000]
+
+
 def test_what_is_left_out_has_the_documented_default() -> None:
     config = parse(f'{core()}{SINK}[[sink]]\ntype = "ros2"\n[[source]]\ntype = "ndsi"\ndevice = [{{name = "a"}}]', "x")
     capture, phones = config.sources
@@ -111,6 +121,8 @@ def test_what_is_left_out_has_the_documented_default() -> None:
     assert capture.scene_size == (1280, 720)
     assert capture.topics == ("gaze", "pupil")
     assert capture.reorder_window_ns == 300_000_000
+    assert capture.path_asymmetry_ns == 0
+    assert [device.path_asymmetry_ns for device in phones.devices] == [0]
     assert (capture.gaze.expected_rate_hz, capture.gaze.latency_ns) == (None, 0)
     assert (phones.interface, phones.beacon_port) == (None, 5670)
     assert [(device.match, device.lsl_prefix) for device in phones.devices] == [("*", "pupil_labs_a")]
@@ -210,8 +222,8 @@ hold_s = true
         "source[1].gaze.latency_ms (line 12): 1000000000.0 is out of range: it must be at most 1000",
         "source[1].scene_size (line 13): must be [width, height] in pixels, two whole numbers from 1 to 16384",
         "source[1].name (line 16): 'core' is the name of source[0].device[0] already",
-        "source[1].note (line 17): unknown key; known here: name, lsl_prefix, type, address, scene_size, topics, "
-        "reorder_window_ms, gaze, pupil",
+        "source[1].note (line 17): unknown key; known here: name, lsl_prefix, path_asymmetry_ms, type, address, "
+        "scene_size, topics, reorder_window_ms, gaze, pupil",
         "clock.unlocked (line 22): 'hol' is not possible; did you mean 'hold'?",
         "clock.hold_s (line 23): must be a finite number, not true",
         "sink: there must be at least one [[sink]]",
@@ -264,10 +276,18 @@ def test_an_empty_file_lacks_a_source_and_a_sink() -> None:
         (core(address='"tcp://127.0.0.1:50020"'),
          "source[0].address (line 3): 'tcp://127.0.0.1:50020' is not an address: "
          "write host:port, such as 127.0.0.1:50020"),
+        (core(path_asymmetry_ms="1000.1"),
+         "source[0].path_asymmetry_ms (line 3): 1000.1 is out of range: it must be at most 1000"),
+        (core(path_asymmetry_ms="-1001"),
+         "source[0].path_asymmetry_ms (line 3): -1001 is out of range: it must be at least -1000"),
+        (core(path_asymmetry_ms="nan"), "source[0].path_asymmetry_ms (line 3): must be a finite number, not nan"),
+        (core(path_asymmetry_ms='"2"'), "source[0].path_asymmetry_ms (line 3): must be a finite number, not '2'"),
+        ('[[source]]\ntype = "ndsi"\n[[source.device]]\nname = "a"\npath_asymmetry_ms = 2000\n',
+         "source[0].device[0].path_asymmetry_ms (line 5): 2000 is out of range: it must be at most 1000"),
         (core(address='"here:0"'), "source[0].address (line 3): 'here:0': the port must be 1 to 65535"),
         (core(**{'"a b"': "1", "type2": "1"}).replace("type2 = 1\n", ""),
-         'source[0]."a b" (line 3): unknown key; known here: name, lsl_prefix, type, address, scene_size, topics, '
-         "reorder_window_ms, gaze, pupil"),
+         'source[0]."a b" (line 3): unknown key; known here: name, lsl_prefix, path_asymmetry_ms, type, address, '
+         "scene_size, topics, reorder_window_ms, gaze, pupil"),
     ],
 )  # fmt: skip
 def test_a_fault_in_a_source_is_explained(text: str, fault: str) -> None:

@@ -4,6 +4,7 @@ Sign, said once: an offset is what is *added to device time to get host time*. H
 """
 
 from bridge.clock.estimator import Clock, ClockSettings
-from bridge.clock.roundtrip import ClockState, Mapped, RoundTrip
+from bridge.clock.roundtrip import Arrival, ClockState, Mapped, RoundTrip
+from bridge.clock.watch import Track
 
-__all__ = ["Clock", "ClockSettings", "ClockState", "Mapped", "RoundTrip"]
+__all__ = ["Arrival", "Clock", "ClockSettings", "ClockState", "Mapped", "RoundTrip", "Track"]

@@ -7,59 +7,60 @@ by the piece that its neighbours were mapped by.
 from __future__ import annotations
 
 from bisect import bisect_right
-from typing import NamedTuple
 
-SLEW_TIME_NS = 1_000_000_000
-MAX_SLEW = 0.005  # 5 ms a second: fast enough after a lock on a bad link, far from reversing time
-KEPT_KNOTS = 128
-
-
-class Knot(NamedTuple):
-    """From ``device_ns`` on, host time is ``host_ns`` plus elapsed device time times ``1 + slope``."""
-
-    device_ns: int
-    host_ns: int
-    slope: float
-
-
-def _host_ns(knot: Knot, device_ns: int) -> int:
-    elapsed_ns = device_ns - knot.device_ns
-    return knot.host_ns + elapsed_ns + round(elapsed_ns * knot.slope)
+SLEW_TIME_NS = 500_000_000
+FAST_SLEW_TIME_NS = 200_000_000
+FAST_SLEW = 0.02  # of a new epoch, whose first estimates are rough
+KEPT_KNOTS = 2000  # a quarter of an hour of corrections at one a second
 
 
 class SlewedOutput:
-    """Maps device to host time within one epoch, and back."""
+    """Maps device to host time within one epoch, and back.
 
-    def __init__(self, device_ns: int, offset_ns: int, rate: float) -> None:
-        self._knots = [Knot(device_ns, device_ns + offset_ns, rate)]
+    From ``starts[i]`` on (device time, ns), host time is ``hosts[i]`` plus elapsed device time times
+    ``1 + slopes[i]``.
+    """
+
+    def __init__(self, device_ns: int, offset_ns: int, rate: float, largest_slew: float = 0.001) -> None:
+        self._largest_slew = largest_slew
         self._starts = [device_ns]
+        self._hosts = [device_ns + offset_ns]
+        self._slopes = [rate]
 
     def to_host(self, device_ns: int) -> int:
         """Host time of a device time; before the first knot that is kept, its piece is extended backwards."""
-        knot = self._knots[-1]
-        if device_ns < knot.device_ns:
-            knot = self._knots[max(0, bisect_right(self._starts, device_ns) - 1)]
-        return _host_ns(knot, device_ns)
+        starts = self._starts
+        if device_ns >= starts[-1]:
+            i = -1
+        else:  # a new correction's last knot lies ahead, so this is the common case
+            i = -2 if len(starts) > 1 and device_ns >= starts[-2] else max(0, bisect_right(starts, device_ns) - 1)
+        elapsed_ns = device_ns - starts[i]
+        return self._hosts[i] + elapsed_ns + round(elapsed_ns * self._slopes[i])
 
     def to_device(self, host_ns: int) -> int:
         """The inverse, to the nanosecond that rounding allows."""
-        knot = next((k for k in reversed(self._knots) if k.host_ns <= host_ns), self._knots[0])
-        return knot.device_ns + round((host_ns - knot.host_ns) / (1.0 + knot.slope))
+        i = max(0, bisect_right(self._hosts, host_ns) - 1)
+        return self._starts[i] + round((host_ns - self._hosts[i]) / (1.0 + self._slopes[i]))
 
-    def steer(self, device_ns: int, offset_ns: int, rate: float) -> None:
+    def steer(self, device_ns: int, offset_ns: int, rate: float, *, fast: bool = False) -> None:
         """From ``device_ns`` on, glide to ``device_ns + offset_ns`` and then run at ``rate``.
 
         ``device_ns`` must not precede a time that was already mapped, else that mapping would change.
         """
-        knots = self._knots
-        while len(knots) > 1 and knots[-1].device_ns >= device_ns:
-            knots.pop()
-        start_ns = _host_ns(knots[-1], device_ns)
-        if knots[-1].device_ns > device_ns:  # the first: its piece still holds for everything before
-            knots[-1] = Knot(device_ns, start_ns, knots[-1].slope)
+        starts, hosts, slopes = self._starts, self._hosts, self._slopes
+        start_ns = self.to_host(device_ns)
+        while len(starts) > 1 and starts[-1] >= device_ns:
+            for knots in (starts, hosts, slopes):
+                knots.pop()
+        if starts[-1] > device_ns:  # the first: its piece still holds for everything before
+            starts[-1], hosts[-1] = device_ns, start_ns
         error_ns = device_ns - start_ns + offset_ns
-        glide_ns = max(SLEW_TIME_NS, round(abs(error_ns) / MAX_SLEW))
-        glide = Knot(device_ns, start_ns, rate + error_ns / glide_ns)
-        knots += glide, Knot(device_ns + glide_ns, _host_ns(glide, device_ns + glide_ns), rate)
-        del knots[:-KEPT_KNOTS]
-        self._starts = [knot.device_ns for knot in knots]
+        slew, least_ns = (FAST_SLEW, FAST_SLEW_TIME_NS) if fast else (self._largest_slew, SLEW_TIME_NS)
+        glide_ns = max(least_ns, round(abs(error_ns) / slew))
+        slope = rate + error_ns / glide_ns
+        starts += device_ns, device_ns + glide_ns
+        hosts += start_ns, start_ns + glide_ns + round(glide_ns * slope)
+        slopes += slope, rate
+        if len(starts) > 2 * KEPT_KNOTS:
+            for gone in (starts, hosts, slopes):
+                del gone[:-KEPT_KNOTS]

@@ -16,6 +16,18 @@ class ClockState(IntEnum):
     HOLDOVER = 3
 
 
+class Arrival(IntEnum):
+    """What the clock thinks of a sample's stamp, seen when it arrived.
+
+    FITS: it can be. SUSPECT: it cannot, and what comes next will tell whether the stamp is corrupt or the device's
+    clock was set; hold it. STALE: it belongs to the epoch before.
+    """
+
+    FITS = 0
+    SUSPECT = 1
+    STALE = 2
+
+
 class RoundTrip(msgspec.Struct, frozen=True, gc=False):
     """One exchange with a device.
 

@@ -2,7 +2,8 @@
 
 It shares no code with the bridge's reader. On loopback (the default) nothing leaves the machine. Once it can be
 found it prints one JSON line on stdout (`companion_setup.build` makes it); logs go to stderr.
-The app's clock starts with the process, not with the first streaming sensor as on a phone, and never restarts.
+The app's clock starts with the process, not with the first streaming sensor as on a phone, and restarts when its last
+sensor stops only where that is asked for.
 """
 
 from __future__ import annotations
@@ -117,6 +118,9 @@ def _stop_signals() -> Iterator[tuple[socket.socket, Callable[[], bool]]]:
     "--offset-s", default=0.0, show_default=True, help="The device clock's UTC minus the host's at its origin."
 )
 @click.option("--drift-ppm", default=0.0, show_default=True, help="How much faster the device clock runs.")
+@click.option(
+    "--restart-step-s", default=0.0, show_default=True, help="Added to the clock whenever the last sensor stops."
+)
 @click.option("--delay-ms", default=0.0, show_default=True, type=click.FloatRange(0), help="One way, each direction.")
 @click.option(
     "--jitter-ms",

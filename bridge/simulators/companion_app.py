@@ -11,7 +11,7 @@ import select
 import socket
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import zmq
@@ -53,7 +53,8 @@ class Path:
 class CompanionApp:
     """Serves hosts until it is told to stop. Everything that it is given stays the caller's to close.
 
-    ``gaze_grid``/``event_grid`` None: that sensor makes no samples of its own.
+    ``gaze_grid``/``event_grid`` None: that sensor makes no samples of its own. ``restart_step_ns`` is added to the
+    clock whenever the last streaming sensor stops.
     """
 
     def __init__(
@@ -66,6 +67,7 @@ class CompanionApp:
         event: SimulatedSensor,
         hardware: SimulatedSensor,
         clock: DeviceClock,
+        restart_step_ns: int,
         gaze_grid: Grid | None,
         event_grid: Grid | None,
         scanpath: Scanpath,
@@ -80,6 +82,7 @@ class CompanionApp:
         self._sensors = (gaze, event, hardware)
         self._by_key = {sensor.key: sensor for sensor in self._sensors}
         self._clock = clock
+        self._restart_step_ns = restart_step_ns
         self._scanpath = scanpath
         self._path = path
         self._truth = truth
@@ -194,10 +197,17 @@ class CompanionApp:
         elif type(command.value) is not type(known.default):
             self._notify_error(sensor, control_id, _WRONG_VALUE, "value of the wrong type", arrived_ns)
         else:
+            streamed = self._streams
             known.value = command.value
+            if streamed and not self._streams:
+                self._clock = replace(self._clock, offset_ns=self._clock.offset_ns + self._restart_step_ns)
             self._notify_update(sensor, control_id, {"value": known.value}, arrived_ns)
             for producer in self._producers:
                 producer.follow(arrived_ns)
+
+    @property
+    def _streams(self) -> bool:
+        return any(sensor.streaming for sensor in self._sensors)
 
     def _notify_update(self, sensor: SimulatedSensor, control_id: str, changes: dict[str, Any], now_ns: int) -> None:
         update = wire.encode_update(control_id, sensor.next_notification(), changes)

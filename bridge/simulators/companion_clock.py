@@ -1,7 +1,7 @@
 """The simulated app's clock and the exact grid of instants on which its sensors sample.
 
 All integer nanoseconds. Host times are CLOCK_MONOTONIC. The real app's clock starts with its first streaming sensor;
-the simulated one starts at its ``origin_ns`` and never restarts while the process lives.
+the simulated one starts at its ``origin_ns``, and a restart only gives it another offset.
 """
 
 from __future__ import annotations

@@ -37,6 +37,7 @@ class CompanionOptions:
     event_rate: float = 1.0
     offset_s: float = 0.0
     drift_ppm: float = 0.0
+    restart_step_s: float = 0.0
     delay_ms: float = 0.0
     jitter_ms: float = 0.0
     asymmetry_ms: float = 0.0
@@ -139,6 +140,7 @@ def build(
         event=event,
         hardware=hardware,
         clock=clock,
+        restart_step_ns=round(options.restart_step_s * 1e9),
         gaze_grid=_grid(clock.origin_ns, options.gaze_rate),
         event_grid=_grid(clock.origin_ns, options.event_rate),
         scanpath=Scanpath(Random(f"{options.seed}/scanpath")),

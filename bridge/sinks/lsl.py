@@ -15,7 +15,7 @@ import pylsl
 from bridge import __version__
 from bridge.clock import Mapped
 from bridge.clock.host import sandwich
-from bridge.pipeline import ClockStatus
+from bridge.pipeline import ClockEvent, ClockStatus
 from bridge.streams import DeviceDescriptor, Sample, StreamDescriptor
 
 NAN = math.nan
@@ -68,6 +68,7 @@ class LslSink:
         self._max_buffered_s = max_buffered_s
         self._outputs: list[LslOutput] = []
         self._sync: dict[str, pylsl.StreamOutlet] = {}
+        self._markers: dict[str, pylsl.StreamOutlet] = {}
         # On Linux local_clock() is CLOCK_MONOTONIC, host time itself; elsewhere its offset is a constant.
         self._host_to_lsl_ns = 0
         if not sys.platform.startswith("linux"):
@@ -85,6 +86,12 @@ class LslSink:
             channel.append_child_value("type", "TimeSync")
         _describe_device(info, device)
         self._sync[device.name] = pylsl.StreamOutlet(info, 0, self._max_buffered_s)
+        info = pylsl.StreamInfo(f"{device.lsl_prefix}_Markers", "Markers", 1, 0.0, "string", f"{device.name}_Markers")
+        channel = info.desc().append_child("channels").append_child("channel")
+        channel.append_child_value("label", "bridge_state")
+        channel.append_child_value("type", "Marker")
+        _describe_device(info, device)
+        self._markers[device.name] = pylsl.StreamOutlet(info, 0, self._max_buffered_s)
 
     def open_stream(self, stream: StreamDescriptor) -> LslOutput:
         text = not stream.channels
@@ -119,12 +126,16 @@ class LslSink:
         )
         self._sync[device.name].push_sample(row, (status.host_ns + self._host_to_lsl_ns) * 1e-9)
 
+    def clock_event(self, device: DeviceDescriptor, event: ClockEvent) -> None:
+        self._markers[device.name].push_sample((event.text,), (event.host_ns + self._host_to_lsl_ns) * 1e-9)
+
     def close(self) -> None:
         """Destroys all outlets, about 25 ms each."""
         for output in self._outputs:
             output.close()
         self._outputs.clear()
         self._sync.clear()
+        self._markers.clear()
 
 
 def _seconds(value_ns: int | None) -> float:
@@ -165,7 +176,7 @@ def _describe_stream(info: pylsl.StreamInfo, stream: StreamDescriptor) -> None:
     synchronization.append_child_value("can_drop_samples", "true")
     synchronization.append_child_value("timestamp_source", "device clock")
     synchronization.append_child_value(
-        "mapping", "round trips to the device, two-sided envelope, followed continuously"
+        "mapping", "round trips to the device and arrivals from it, followed continuously; see docs/clock.md"
     )
     synchronization.append_child_value("sync_stream", f"{stream.device.lsl_prefix}_Sync")
     synchronization.append_child_value("instant", stream.instant)

@@ -31,7 +31,7 @@ from sensor_msgs.msg import TimeReference
 from bridge.clock import ClockState, Mapped
 from bridge.clock.host import RealtimeOffset
 from bridge.errors import BridgeError
-from bridge.pipeline import ClockStatus
+from bridge.pipeline import ClockEvent, ClockStatus
 from bridge.streams import DeviceDescriptor, GazePosition, Sample, StreamDescriptor, StreamKind
 
 log = logging.getLogger(__name__)
@@ -68,6 +68,8 @@ class Ros2Sink:
         self._qos = QoSProfile(depth=DEPTH)
         self._diagnostics = self._node.create_publisher(DiagnosticArray, "/diagnostics", 10)
         self._time_references: dict[str, Any] = {}
+        self._clock_events: dict[str, Any] = {}
+        self._realtime_steps = 0
         self._queue: queue.SimpleQueue[tuple[Ros2Output, Sample, int] | Callable[[], None] | None] = queue.SimpleQueue()
         self._queue_size = queue_size
         self._thread = threading.Thread(target=self._publish_all, name="ros2 publisher", daemon=True)
@@ -78,6 +80,9 @@ class Ros2Sink:
     def open_device(self, device: DeviceDescriptor) -> None:
         self._time_references[device.name] = self._node.create_publisher(
             TimeReference, f"{device.name}/time_reference", self._qos
+        )
+        self._clock_events[device.name] = self._node.create_publisher(
+            TimeReference, f"{device.name}/clock_events", self._qos
         )
 
     def open_stream(self, stream: StreamDescriptor) -> Ros2Output | None:
@@ -93,14 +98,20 @@ class Ros2Sink:
         if self._queue.qsize() < self._queue_size:  # else the next one, a second later, is as good
             self._queue.put(lambda: self._publish_status(device, status))
 
+    def clock_event(self, device: DeviceDescriptor, event: ClockEvent) -> None:
+        self._make_room()
+        self._queue.put(lambda: self._publish_event(device, event))
+
     def put(self, output: Ros2Output, sample: Sample, host_ns: int) -> None:
-        waiting = self._queue
-        if waiting.qsize() >= self._queue_size:
+        self._make_room()
+        self._queue.put((output, sample, host_ns))
+
+    def _make_room(self) -> None:
+        if self._queue.qsize() >= self._queue_size:
             with contextlib.suppress(queue.Empty):
-                oldest = waiting.get_nowait()
+                oldest = self._queue.get_nowait()
                 if isinstance(oldest, tuple):
                     oldest[0].dropped["queue_full"] += 1
-        waiting.put((output, sample, host_ns))
 
     def close(self) -> None:
         """Publishes what is queued, for at most two seconds, then takes the node off the network."""
@@ -161,8 +172,19 @@ class Ros2Sink:
 
         return publish
 
+    def _publish_event(self, device: DeviceDescriptor, event: ClockEvent) -> None:
+        message = TimeReference()
+        message.header.stamp = _time(self._realtime.to_realtime(event.host_ns))
+        if event.device_ns is not None:
+            message.time_ref = _time(event.device_ns)
+        message.source = event.text
+        self._clock_events[device.name].publish(message)
+
     def _publish_status(self, device: DeviceDescriptor, status: ClockStatus) -> None:
         stamp = _time(self._realtime.to_realtime(status.host_ns))
+        if self._realtime.steps != self._realtime_steps:
+            self._realtime_steps = self._realtime.steps
+            log.warning("CLOCK_REALTIME was set by %+.6f s: ROS stamps follow it", self._realtime.step_ns / 1e9)
         if status.device_ns is not None:
             reference = TimeReference()
             reference.header.stamp = stamp
@@ -171,6 +193,7 @@ class Ros2Sink:
             self._time_references[device.name].publish(reference)
         level, text = {
             ClockState.LOCKED: (DiagnosticStatus.OK, "clock locked"),
+            ClockState.BRIDGING: (DiagnosticStatus.WARN, "the device's clock was set; bridged until it answers"),
             ClockState.HOLDOVER: (DiagnosticStatus.STALE, "the device does not answer; its clock is extrapolated"),
         }.get(status.state, (DiagnosticStatus.WARN, "clock not locked; samples wait"))
         values = [

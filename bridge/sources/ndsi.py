@@ -156,30 +156,36 @@ class Phone:
             # Each ping lands in the participant's recording.
             clock, intervals = self.device.clock, self._source.clock_config
             recording = update.value is True
-            clock.ping_interval_ns = intervals.recording_ping_interval_ns if recording else intervals.ping_interval_ns
+            clock.plan.interval_ns = intervals.recording_ping_interval_ns if recording else intervals.ping_interval_ns
+            clock.plan.pairs = not recording
 
     def ping_sent(self, token: bytes, sent_ns: int) -> None:
-        if self._exchange is not None and token == b"%d" % self._exchanges:
-            self._exchange.sent(sent_ns)
+        exchange, number = token.split(b".")
+        if self._exchange is not None and int(exchange) == self._exchanges:
+            self._exchange.sent(int(number), sent_ns)
 
     async def keep_time(self) -> None:
         """Asks the device for its time whenever its clock wants to know."""
         clock = self.device.clock
         payload = ndsi.encode_event(ndsi.TIME_ECHO, None)
+
+        def send(number: int) -> None:
+            self._source.node.whisper_stamped(self.peer, payload, b"%d.%d" % (self._exchanges, number))
+
         while True:
-            wait_s = (clock.next_ping_ns() - monotonic_ns()) / 1e9
+            wait_s = (clock.plan.next_ns() - monotonic_ns()) / 1e9
             if wait_s > 0 or not any(sensor.may_echo for sensor in self._event_sensors()):
                 await asyncio.sleep(min(max(wait_s, PING_POLL_S), 4 * PING_POLL_S))
                 continue
-            self._exchange = exchange = EchoExchange()
+            self._exchange = exchange = EchoExchange(send, 2 if clock.plan.pairs else 1)
             self._exchanges += 1
-            self._source.node.whisper_stamped(self.peer, payload, b"%d" % self._exchanges)
-            clock.ping_sent(monotonic_ns())
-            trip = await exchange.result()
+            exchange.begin()
+            clock.plan.sent(monotonic_ns())
+            trips = await exchange.result()
             self._exchange = None
-            if trip is None:
+            if not trips:
                 self.device.malformed["echo_lost_or_doubtful"] += 1
-            else:
+            for trip in trips:
                 self.device.ping(trip)
 
 
@@ -371,7 +377,8 @@ class NdsiDeviceSource:
                 lsl_prefix=config.lsl_prefix,
                 model="Companion device (NDSI v4)",
                 transport="NDSI v4",
-            )
+            ),
+            config.path_asymmetry_ns,
         )
         device.stream(gaze_stream(device.descriptor, config))
         device.stream(event_stream(device.descriptor, config))

@@ -20,8 +20,9 @@ from bridge.clock import RoundTrip
 from bridge.clock.host import monotonic_ns
 from bridge.config import ClockConfig, PupilCoreSource
 from bridge.errors import DeviceUnavailable, MalformedMessage
-from bridge.pipeline import Device, Pipeline, StreamInput
+from bridge.pipeline import Device, Pipeline
 from bridge.sources.zmqio import Lifeline, ZmqReader, subscriber
+from bridge.stream_input import StreamInput
 from bridge.streams import DeviceDescriptor, GazePosition, StreamDescriptor, StreamKind
 from bridge.wire import pupil_core as wire
 
@@ -121,7 +122,7 @@ class PupilCoreDeviceSource:
             model="Pupil Core",
             transport="Pupil Core Network API",
         )
-        self._device = pipeline.device(descriptor)
+        self._device = pipeline.device(descriptor, self._config.path_asymmetry_ns)
         if "gaze" in config.topics:
             self._gaze = self._device.stream(gaze_stream(descriptor, config))
         if "pupil" in config.topics:
@@ -197,18 +198,17 @@ class PupilCoreDeviceSource:
     async def _keep_time(self, remote: PupilRemote, ports: tuple[int, int]) -> None:
         """Measures the clock for as long as Pupil Remote answers, and sees when Capture has been started again."""
         clock = self._device.clock
-        clock.ping_interval_ns = round(BURST_INTERVAL_S * self._clock_config.ping_interval_s * 1e9)
+        clock.plan.interval_ns = round(BURST_INTERVAL_S * self._clock_config.ping_interval_s * 1e9)
         check_ports_at_ns = monotonic_ns() + round(PORTS_CHECK_S * 1e9)
         lost, epoch = 0, clock.epoch
         while True:
-            wait_s = (clock.next_ping_ns() - monotonic_ns()) / 1e9
+            wait_s = (clock.plan.next_ns() - monotonic_ns()) / 1e9
             if wait_s > 0:
                 await asyncio.sleep(min(max(wait_s, PING_POLL_S), 4 * PING_POLL_S))
                 continue
-            clock.ping_sent(monotonic_ns())
+            clock.plan.sent(monotonic_ns())
             try:
-                trip = await self._fastest_of_burst(remote)
-                if trip is not None:
+                for trip in await self._burst(remote):
                     self._device.ping(trip)
                 # A clock that has stepped is as a rule a Capture that has been started again.
                 if clock.epoch != epoch or monotonic_ns() >= check_ports_at_ns:
@@ -228,19 +228,16 @@ class PupilCoreDeviceSource:
                     # Anybody's empty request ends Pupil Remote, and only that, for good: the data are worth having.
                     log.warning("%s: Pupil Remote has ended; data go on, the clock is not seen", self._config.name)
 
-    async def _fastest_of_burst(self, remote: PupilRemote) -> RoundTrip | None:
-        """The narrowest of some round trips in a row; None when all replies were malformed."""
-        best: RoundTrip | None = None
+    async def _burst(self, remote: PupilRemote) -> list[RoundTrip]:
+        """Some round trips in a row: after the first, nobody on the way has to wake up."""
+        trips: list[RoundTrip] = []
         for _ in range(BURST):
             reply, sent_ns, received_ns = await remote.ask(b"t")
             try:
-                trip = RoundTrip(sent_ns, wire.parse_time(reply), received_ns)
+                trips.append(RoundTrip(sent_ns, wire.parse_time(reply), received_ns))
             except MalformedMessage:
                 self._counts["replies_malformed"] += 1
-                continue
-            if best is None or trip.rtt_ns < best.rtt_ns:
-                best = trip
-        return best
+        return trips
 
 
 async def _numeric(loop: asyncio.AbstractEventLoop, host: str) -> str:

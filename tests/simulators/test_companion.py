@@ -268,6 +268,35 @@ def test_a_restart_keeps_sensor_uuids_and_can_continue_the_clock(lab: Host, beac
     assert all(a["sequence"] < b["sequence"] for a, b in itertools.pairwise(lines))
 
 
+def test_the_clock_restarts_at_another_offset_when_the_last_sensor_stops(
+    lab: Host, beacon_port: int, tmp_path: Path
+) -> None:
+    truth = tmp_path / "truth.jsonl"
+    options = ("--restart-step-s", -3.5, "--drift-ppm", 40, "--event-rate", 50)
+    with simulator("--beacon-port", beacon_port, "--truth", truth, *options) as device:
+        attaches = lab.wait_attached(device.ready)
+        gaze, event = lab.open(attaches["gaze"]), lab.open(attaches["event"])
+        for sensor in (gaze, event):
+            lab.stream(sensor)
+            lab.until(lambda sensor=sensor: len(sensor.received) >= 20, "data")
+        lab.stream(gaze, on=False)  # the other one still streams, and the clock runs on
+        lab.stream(gaze)
+        lab.until(lambda: len(gaze.received) >= 40, "gaze")
+        lab.stream(event, on=False)
+        lab.stream(gaze, on=False)
+        stopped_ns = time.monotonic_ns()
+        for sensor in (gaze, event):
+            count = len(sensor.received)
+            lab.stream(sensor)
+            lab.until(lambda sensor=sensor, count=count: len(sensor.received) >= count + 20, "data")
+    lines = [line for stream in ("gaze", "event") for line in read_truth(truth, stream)]
+    steps = {
+        (line["host_ns"] > stopped_ns, line["device_ns"] - device_ns(device.ready["clock"], line["host_ns"]))
+        for line in lines
+    }
+    assert steps == {(False, 0), (True, -3_500_000_000)}
+
+
 def test_the_same_zre_uuid_can_come_back_at_once(lab: Host, beacon_port: int) -> None:
     identity = uuid.uuid4()
     for attached in (3, 6):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import threading
 import time
 from collections.abc import Iterator
@@ -12,6 +13,7 @@ import pytest
 pytest.importorskip("rclpy", reason="needs rclpy: pip install 'pupil-bridge[ros]', or source a ROS")
 
 import rclpy
+from geometry_msgs.msg import PointStamped
 from rclpy.context import Context
 from rclpy.executors import SingleThreadedExecutor
 from rclpy.node import Node
@@ -19,8 +21,10 @@ from rclpy.qos import QoSDurabilityPolicy, QoSHistoryPolicy, QoSReliabilityPolic
 from sensor_msgs.msg import TimeReference
 
 from bridge.clock import ClockState, Mapped
+from bridge.clock.host import RealtimeOffset
 from bridge.errors import BridgeError
-from bridge.pipeline import ClockStatus
+from bridge.pipeline import ClockEvent, ClockStatus
+from bridge.sinks import ros2
 from bridge.sinks.ros2 import Ros2Output, Ros2Sink
 from bridge.streams import DeviceDescriptor, GazePosition, Sample, StreamDescriptor, StreamKind
 
@@ -34,6 +38,7 @@ EVENTS = StreamDescriptor(DEVICE, "event", StreamKind.EVENT, "Event", "Markers")
 GAZE = StreamDescriptor(DEVICE, "gaze", StreamKind.GAZE, "Gaze", "Gaze", position=GazePosition(0, 1, False, 100, 50))
 PUPIL = StreamDescriptor(DEVICE, "pupil", StreamKind.PUPIL, "Pupil", "Pupillometry")
 MAPPED = Mapped(0, 0, 0, ClockState.LOCKED, 0)
+NAMES = ("gaze/pixel", "gaze/normalized", "events", "time_reference", "clock_events")
 STATUS = ClockStatus(
     host_ns=0,
     device_ns=None,
@@ -65,15 +70,15 @@ def sink() -> Iterator[Ros2Sink]:
 
 
 class Hearer:
-    """Subscribed to the events of the device, in a context of its own."""
+    """Subscribed to a topic of the device, its events as a rule, in a context of its own."""
 
-    def __init__(self) -> None:
+    def __init__(self, name: str = "events", kind: Any = TimeReference) -> None:
         self.messages: list[Any] = []
         self._context = Context()
         rclpy.init(context=self._context, args=["--ros-args", "--disable-external-lib-logs"])
         self._node = Node("hearer", context=self._context)
-        topic = f"/sink_test/{DEVICE.name}/events"
-        self._subscription = self._node.create_subscription(TimeReference, topic, self.messages.append, 100)
+        self.topic = f"/sink_test/{DEVICE.name}/{name}"
+        self._subscription = self._node.create_subscription(kind, self.topic, self.messages.append, 100)
         self._executor = SingleThreadedExecutor(context=self._context)
         self._executor.add_node(self._node)
 
@@ -105,12 +110,16 @@ def discovered(sink: Ros2Sink, hearer: Hearer) -> Ros2Output:
     """The output for events, once both sides know each other."""
     output = sink.open_stream(EVENTS)
     assert output is not None
-    (publisher,) = (p for p in sink._node.publishers if p.topic_name.endswith("/events"))
+    meet(sink, hearer)
+    return output
+
+
+def meet(sink: Ros2Sink, hearer: Hearer) -> None:
+    (publisher,) = (p for p in sink._node.publishers if p.topic_name == hearer.topic)
     deadline_s = time.monotonic() + DEADLINE_S
     while not (publisher.get_subscription_count() and hearer.matched()):
         assert time.monotonic() < deadline_s, "the subscriber is not seen"
         time.sleep(0.01)
-    return output
 
 
 def test_every_topic_is_offered_reliable_and_keeps_the_last_samples_for_slow_readers(sink: Ros2Sink) -> None:
@@ -119,7 +128,7 @@ def test_every_topic_is_offered_reliable_and_keeps_the_last_samples_for_slow_rea
     qos = {publisher.topic_name: publisher.qos_profile for publisher in sink._node.publishers}
     del qos["/parameter_events"]
     prefix = "/sink_test/tracker"
-    topics = {f"{prefix}/{name}" for name in ("gaze/pixel", "gaze/normalized", "events", "time_reference")}
+    topics = {f"{prefix}/{name}" for name in NAMES}
     assert qos.keys() == topics | {"/diagnostics"}
     for topic, offered in qos.items():
         assert offered.reliability is QoSReliabilityPolicy.RELIABLE
@@ -207,3 +216,105 @@ def test_a_domain_that_cannot_be_is_an_error_that_names_it(domain_id: str, monke
     with pytest.raises(BridgeError, match="ROS_DOMAIN_ID") as raised:
         Ros2Sink("sink_test", "sink_test", QUEUE_SIZE)
     assert "\n" not in str(raised.value)
+
+
+# --- epochs ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def clock_hearer() -> Iterator[Hearer]:
+    made = Hearer("clock_events")
+    yield made
+    made.close()
+
+
+def test_the_beginning_of_an_epoch_is_a_time_reference_that_says_why(sink: Ros2Sink, clock_hearer: Hearer) -> None:
+    meet(sink, clock_hearer)
+    host_ns = time.monotonic_ns() - 2 * 10**9
+    sink.clock_event(DEVICE, ClockEvent(host_ns, 1_500_000_001, 3, "step -0.200000 s"))
+    sink.clock_event(DEVICE, ClockEvent(host_ns, None, 4, "restart"))
+    step, restart = clock_hearer.hear(2)
+    assert (step.source, restart.source) == ("epoch 3 step -0.200000 s", "epoch 4 restart")
+    assert (step.time_ref.sec, step.time_ref.nanosec) == (1, 500_000_001)
+    assert (restart.time_ref.sec, restart.time_ref.nanosec) == (0, 0)
+    realtime_ns = host_ns + time.time_ns() - time.monotonic_ns()
+    assert stamp_ns(step) == pytest.approx(realtime_ns, abs=10**6)
+
+
+def test_the_beginning_of_an_epoch_is_not_lost_when_ros_blocks(sink: Ros2Sink, clock_hearer: Hearer) -> None:
+    meet(sink, clock_hearer)
+    released, entered = threading.Event(), threading.Event()
+
+    def publish(sample: Sample, host_ns: int) -> None:
+        entered.set()
+        assert released.wait(DEADLINE_S)
+
+    output = Ros2Output(sink, publish)
+    output.push(event("first"), MAPPED, 0)
+    assert entered.wait(DEADLINE_S)
+    for number in range(QUEUE_SIZE):
+        output.push(event(str(number)), MAPPED, 0)
+    sink.clock_event(DEVICE, ClockEvent(0, None, 1, "restart"))
+    released.set()
+    assert clock_hearer.hear(1)[0].source == "epoch 1 restart"
+    assert output.dropped == {"queue_full": 1}
+
+
+# --- CLOCK_REALTIME --------------------------------------------------------------------------------------------------
+
+
+class Wall:
+    """The host's clocks as the test sets them: CLOCK_REALTIME is host time and ``offset_ns``."""
+
+    def __init__(self) -> None:
+        self.offset_ns = 1_700_000_000 * 10**9
+
+    def realtime_ns(self) -> int:
+        return time.monotonic_ns() + self.offset_ns
+
+    def follow(self) -> RealtimeOffset:
+        return RealtimeOffset(self.realtime_ns, boottime_ns=None)
+
+
+def stamp_ns(message: Any) -> int:
+    return int(message.header.stamp.sec) * 10**9 + int(message.header.stamp.nanosec)
+
+
+def test_a_step_of_realtime_reaches_ros_stamps_and_is_logged_once(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    wall = Wall()
+    monkeypatch.setattr(ros2, "RealtimeOffset", wall.follow)
+    sink, gaze_hearer = Ros2Sink("sink_test", "sink_test", QUEUE_SIZE), Hearer("gaze/pixel", PointStamped)
+    try:
+        sink.open_device(DEVICE)
+        output = sink.open_stream(GAZE)
+        assert output is not None
+        meet(sink, gaze_hearer)
+        hosts_ns: list[int] = []
+
+        def push() -> None:
+            hosts_ns.append(time.monotonic_ns())
+            output.push(Sample(GAZE, 0, hosts_ns[-1], (1.0, 2.0)), MAPPED, hosts_ns[-1])
+            gaze_hearer.hear(len(hosts_ns))
+
+        first_ns = wall.offset_ns
+        push()
+        sink.clock_status(DEVICE, STATUS)
+        wall.offset_ns += 7 * 10**9
+        for _ in range(3):
+            push()
+            sink.clock_status(DEVICE, STATUS)
+        # What was captured before the step keeps the time of then.
+        output.push(Sample(GAZE, 0, hosts_ns[0], (1.0, 2.0)), MAPPED, hosts_ns[0])
+        hosts_ns.append(hosts_ns[0])
+        heard = gaze_hearer.hear(5)
+        offsets_ns = [stamp_ns(message) - host_ns for message, host_ns in zip(heard, hosts_ns, strict=True)]
+        expected_ns = [first_ns, *[wall.offset_ns] * 3, first_ns]
+        assert offsets_ns == [pytest.approx(each, abs=10**6) for each in expected_ns]
+        sink.close()  # with all that waits published
+        said = re.findall(r"CLOCK_REALTIME was set by \+(\S+) s: ROS stamps follow it", caplog.text)
+        assert [float(each) for each in said] == [pytest.approx(7, abs=1e-3)]
+    finally:
+        gaze_hearer.close()
+        sink.close()

@@ -15,7 +15,7 @@ from typing import Any
 import zmq
 
 from bridge.clock import Mapped
-from bridge.pipeline import ClockStatus
+from bridge.pipeline import ClockEvent, ClockStatus
 from bridge.streams import DeviceDescriptor, Sample, StreamDescriptor
 from tests.sources.zre_peer import HELLO, PING, PING_OK, WHISPER, RawPeer, until
 
@@ -50,6 +50,7 @@ class RecordingSink:
     def __init__(self) -> None:
         self.streams: dict[tuple[str, str], RecordingOutput] = {}
         self.devices: list[str] = []
+        self.events: list[tuple[str, str]] = []
 
     def open_device(self, device: DeviceDescriptor) -> None:
         self.devices.append(device.name)
@@ -60,6 +61,9 @@ class RecordingSink:
 
     def clock_status(self, device: DeviceDescriptor, status: ClockStatus) -> None:
         pass
+
+    def clock_event(self, device: DeviceDescriptor, event: ClockEvent) -> None:
+        self.events.append((device.name, event.text))
 
     def close(self) -> None:
         pass

@@ -535,7 +535,8 @@ async def test_a_datum_from_the_far_future_or_past_hides_no_other_one(window_ms:
         stream.drain()
         good = [payload[1] for payload in out.payloads if payload[1] >= 0]
         assert good == [float(number) for number in range(80)]
-        assert stream.all_drops()["from_the_future"] == 30
+        stream.tick(time.monotonic_ns() + lab.device.hold_ns)  # gaze cannot tell a corrupt stamp from a set clock
+        assert stream.all_drops()["impossible_stamp"] == 30
         assert lab.device.clock.epoch == epoch
     finally:
         await lab.end()

@@ -37,7 +37,7 @@ COMPANION_PX = (1088, 1080)
 CORE_PX = (1280, 720)
 POINT, REFERENCE = "geometry_msgs/PointStamped", "sensor_msgs/TimeReference"
 ACCURACY_NS = 500_000
-OUTLETS = 9  # companion: gaze, events, sync; core: gaze, four pupil streams, sync
+OUTLETS = 11  # companion: gaze, events, sync, markers; core: gaze, four pupil streams, sync, markers
 SHUTDOWN_S = 2.0 + 0.03 * OUTLETS
 ALL_TOPICS = {
     "companion/gaze/pixel": POINT,
@@ -415,12 +415,14 @@ def test_diagnostics_say_once_a_second_that_the_clock_is_locked_and_how_well(run
 def test_topics_are_reliable_and_the_node_offers_nothing_that_it_does_not_serve(run: Run) -> None:
     topics = {f"/pupil_bridge/{name}": [kind.replace("/", "/msg/")] for name, kind in ALL_TOPICS.items()}
     topics["/diagnostics"] = ["diagnostic_msgs/msg/DiagnosticArray"]
+    assert run.graph["offered"].keys() == topics.keys()
+    for device in ("companion", "core"):  # silent while no clock is set, and not listened to here
+        topics[f"/pupil_bridge/{device}/clock_events"] = ["sensor_msgs/msg/TimeReference"]
     (node,) = run.graph["nodes"].values()
     assert list(run.graph["nodes"]) == ["/pupil_bridge/pupil_bridge"]
     of_ros_itself = {"/parameter_events", "/rosout"}
     assert {name: kinds for name, kinds in node["topics"].items() if name not in of_ros_itself} == topics
     assert node["services"] == []
-    assert run.graph["offered"].keys() == topics.keys()
     for (offer,) in run.graph["offered"].values():
         assert (offer["reliability"], offer["durability"]) == ("RELIABLE", "VOLATILE")
 

@@ -1,0 +1,21 @@
+"""The round trip times of late, for people to look at."""
+
+from __future__ import annotations
+
+from collections import deque
+
+KEPT = 64
+
+
+class RecentRtts:
+    def __init__(self) -> None:
+        self._recent_ns: deque[int] = deque(maxlen=KEPT)
+
+    def add(self, rtt_ns: int) -> None:
+        self._recent_ns.append(rtt_ns)
+
+    def smallest_and_median_ns(self) -> tuple[int, int] | None:
+        if not self._recent_ns:
+            return None
+        ordered = sorted(self._recent_ns)
+        return ordered[0], ordered[len(ordered) // 2]

@@ -1,0 +1,141 @@
+"""What cannot be, until something else says the same: corrupt stamps stay alone, a step of the clock does not.
+
+A shift is what would have to be added to the offset for a suspect to be right.
+"""
+
+from __future__ import annotations
+
+from itertools import pairwise
+from typing import NamedTuple
+
+from bridge.clock.roundtrip import RoundTrip
+
+PING_EVIDENCE, BLOCK_EVIDENCE = 2, 3  # in arrivals
+ENOUGH_EVIDENCE, MUCH_EVIDENCE = 3, 6
+OFTEN = 3  # suspects that nothing agreed with, from which on there may be more
+KEPT_ARRIVALS, KEPT_PINGS = 8, 4
+FITS_TO_CLEAR = 3
+FORGOTTEN_NS = 10_000_000_000
+LEAST_REACH_NS = 1_000_000.0
+
+
+class Track:
+    """One stream's arrivals: what tells that its stamps run backwards, or still belong to an earlier epoch."""
+
+    __slots__ = ("epoch", "newest_device_ns", "newest_received_ns")
+
+    def __init__(self) -> None:
+        self.epoch = -1
+        self.newest_device_ns = -(2**62)
+        self.newest_received_ns = 0
+
+    @property
+    def is_new(self) -> bool:
+        return self.epoch < 0
+
+    def meet(self, device_ns: int, received_ns: int, epoch: int) -> None:
+        """A stamp that nothing is known to judge by."""
+        self.epoch, self.newest_device_ns, self.newest_received_ns = epoch, device_ns, received_ns
+
+    def begin(self, epoch: int) -> None:
+        self.epoch = epoch
+        self.newest_device_ns = -(2**62)
+
+    def goes_on(self, device_ns: int, received_ns: int, late_ns: float) -> bool:
+        """Whether a stamp goes on where the last one was, rather than on the new clock, where it is off by
+        ``late_ns``."""
+        lapse_ns = (received_ns - self.newest_received_ns) - (device_ns - self.newest_device_ns)
+        return abs(late_ns) > 5 * LEAST_REACH_NS and abs(lapse_ns) < abs(late_ns) / 2
+
+
+class DoubtedPing(NamedTuple):
+    trip: RoundTrip
+    shift_ns: float
+    reach_ns: float
+
+
+class DoubtedArrival(NamedTuple):
+    device_ns: int
+    received_ns: int
+    late_ns: float
+    reach_ns: float
+
+
+class Suspects:
+    """Collects them. ``isolated`` counts those that nothing agreed with."""
+
+    def __init__(self) -> None:
+        self.isolated = 0
+        self.watching = False  # arrivals wait to be agreed with
+        self.shift_ns = 0.0  # what the last ``agreed`` agreed on
+        self._pings: list[DoubtedPing] = []
+        self._arrivals: list[DoubtedArrival] = []
+        self._newest: tuple[float, float] | None = None  # shift and reach of the newest suspect
+        self._fits = 0
+
+    def doubt_ping(self, trip: RoundTrip, shift_ns: float, reach_ns: float) -> None:
+        recent = [p for p in self._pings if trip.received_ns - p.trip.received_ns < FORGOTTEN_NS]
+        self._pings = [*recent, DoubtedPing(trip, shift_ns, reach_ns)][-KEPT_PINGS:]
+        self._newest = (shift_ns, reach_ns)
+
+    def doubt_arrival(self, device_ns: int, received_ns: int, late_ns: float, typical_ns: float) -> None:
+        recent = [a for a in self._arrivals if received_ns - a.received_ns < FORGOTTEN_NS]
+        reach_ns = LEAST_REACH_NS + 6 * typical_ns
+        self._arrivals = [*recent, DoubtedArrival(device_ns, received_ns, late_ns, reach_ns)][-KEPT_ARRIVALS:]
+        self._newest = (late_ns, reach_ns)
+        self.watching = True
+        self._fits = 0
+
+    def ping_fitted(self) -> None:
+        self.isolated += len(self._pings)
+        self._pings.clear()
+
+    def arrival_fitted(self, punctual: bool) -> None:
+        """A possible arrival. Some in a row, as punctual as usual, show that the clock is the old one."""
+        self._fits += punctual
+        if self._fits >= FITS_TO_CLEAR:
+            self.isolated += len(self._arrivals)
+            self._arrivals.clear()
+            self.watching = False
+
+    def agreed(self, block_late_ns: float | None) -> bool:
+        """Whether enough says the same as the newest suspect: two pings, three arrivals, or one of each; twice as much
+        where stamps have been corrupt before.
+
+        ``block_late_ns``: how late the earliest of the newest arrivals was, all of them possible.
+        """
+        arrivals = self._arrivals
+        if arrivals and any(a.device_ns > b.device_ns for a, b in pairwise(arrivals)):
+            arrivals = arrivals[-1:]  # a clock that was set goes on from there
+        newest = self._newest
+        if newest is None:
+            return False
+        shift_ns, reach_ns = newest
+        pings = [p for p in self._pings if abs(p.shift_ns - shift_ns) <= p.reach_ns + reach_ns]
+        arrivals = [a for a in arrivals if abs(a.late_ns - shift_ns) <= a.reach_ns + (reach_ns if pings else 0.0)]
+        evidence = PING_EVIDENCE * len(pings) + len(arrivals)
+        block = block_late_ns is not None and abs(block_late_ns - shift_ns) <= reach_ns
+        evidence += BLOCK_EVIDENCE * block
+        if evidence < (MUCH_EVIDENCE if self.isolated >= OFTEN else ENOUGH_EVIDENCE):
+            return False
+        if arrivals:
+            self.shift_ns = min(a.late_ns for a in arrivals)
+        elif block and block_late_ns is not None:
+            self.shift_ns = block_late_ns
+        else:
+            self.shift_ns = min(pings, key=lambda p: p.reach_ns).shift_ns
+        return True
+
+    def witnesses(self) -> tuple[list[tuple[int, int]], list[RoundTrip]]:
+        """(device and receive times of arrivals, round trips) that are for the shift that was agreed on."""
+        arrivals = [
+            (a.device_ns, a.received_ns) for a in self._arrivals if abs(a.late_ns - self.shift_ns) <= a.reach_ns
+        ]
+        trips = [p.trip for p in self._pings if abs(p.shift_ns - self.shift_ns) <= p.reach_ns]
+        return arrivals, trips
+
+    def clear(self) -> None:
+        self._pings.clear()
+        self._arrivals.clear()
+        self.watching = False
+        self._fits = 0

@@ -1,0 +1,305 @@
+"""One stream on its way from a source to the sinks: hold until the clock is locked, map, put in order, emit."""
+
+from __future__ import annotations
+
+import heapq
+from collections import Counter, deque
+from collections.abc import Callable
+from typing import Protocol
+
+from bridge.clock import Arrival, Mapped, Track
+from bridge.clock.device_clock import DeviceClock
+from bridge.streams import Sample, StreamDescriptor
+
+HOLD_MAX_SAMPLES = 20_000  # a stream's share of memory while its clock is not locked, whatever its rate
+REORDER_MAX_SAMPLES = 5_000
+REORDER_PATIENCE_NS = 500_000_000  # a paused stream's last samples leave this long after their window
+RATE_WINDOW_TICKS = 5
+FUTURE_LIMIT_NS = 10_000_000  # beyond the bound; less is clamped to the arrival
+TWO_EPOCHS_NS = 5_000_000_000  # so long after a step a stream may still deliver stamps from before
+LATEST_NS = 1_000_000_000  # a suspect that is later than that says nothing about when the step was
+USUAL_DELAY_SHARE = 0.05
+
+
+class Output(Protocol):
+    """One stream in one sink. ``dropped`` counts by reason what the sink could not pass on."""
+
+    samples_out: int
+    dropped: Counter[str]
+
+    def push(self, sample: Sample, mapped: Mapped, host_ns: int) -> None:
+        """Takes a sample that means host time ``host_ns``. Must not block and must not raise on a slow reader."""
+
+
+class Owner(Protocol):
+    """What a stream needs of its device."""
+
+    clock: DeviceClock
+    hold_ns: int
+
+    def epoch_changed(self, now_ns: int) -> None:
+        """The clock's epoch is another one than before; called before the sample that showed it is dealt with."""
+
+
+class StreamInput:
+    """One stream of a device. Everything in it is bounded, and what is dropped is counted by its reason."""
+
+    def __init__(self, device: Owner, descriptor: StreamDescriptor, outputs: dict[str, Output]) -> None:
+        self.descriptor = descriptor
+        self.outputs = outputs
+        self.samples_in = 0
+        self.last_received_ns: int | None = None
+        self.dropped: Counter[str] = Counter()
+        self._device = device
+        self._clock = device.clock
+        self._track = Track() if descriptor.arrivals_bound_clock else None
+        self._pushes: list[Callable[[Sample, Mapped, int], None]] = [output.push for output in outputs.values()]
+        self._held: deque[Sample] = deque()  # wait for the clock's lock
+        self._suspects: deque[Sample] = deque()  # wait to be right or wrong
+        self._suspects_epoch = 0
+        self._reorder: list[tuple[int, int, Sample, Mapped]] = []
+        self._reordered = 0
+        self._newest_host_ns = 0
+        self._released_host_ns = 0
+        self._epoch = device.clock.epoch
+        self._epoch_began_ns: int | None = None  # when that was noticed
+        self._first: tuple[int, int] | None = None  # host and device time of the first stamp of the new clock
+        self._usual_delay_ns: float | None = None
+        self._newest_device_ns: int | None = None
+        self._newest_epoch = self._epoch
+        self._last_host_ns = 0
+        self._span_ns = 0
+        self._intervals = 0
+        self._ticks: deque[tuple[int, int, int]] = deque(maxlen=RATE_WINDOW_TICKS + 1)
+
+    def sample(self, device_ns: int, received_ns: int, payload: tuple[float, ...] | str) -> None:
+        """Takes one datum as it was received; ``payload`` fits the descriptor's channels."""
+        self.samples_in += 1
+        self.last_received_ns = received_ns
+        sample = Sample(self.descriptor, device_ns, received_ns, payload)
+        answer = Arrival.FITS
+        if self._track is not None:
+            answer = self._clock.arrival(device_ns, received_ns, self._track)
+            if self._clock.epoch != self._epoch:
+                self._device.epoch_changed(received_ns)
+        if not self._clock.locked:
+            self._hold(sample)
+        elif answer is Arrival.SUSPECT:
+            self._suspect(sample)
+        elif answer is Arrival.STALE:
+            self._map(sample, self._clock.map_previous(device_ns))
+        else:
+            if self._suspects:
+                self._resolve()
+            self._take(sample)
+
+    # --- before it is mapped --------------------------------------------------------------------------------------
+
+    def _hold(self, sample: Sample) -> None:
+        if not self._device.hold_ns or len(self._held) >= HOLD_MAX_SAMPLES:
+            self.dropped["clock_unlocked"] += 1
+            return
+        self._held.append(sample)
+        self._expire(sample.received_ns)
+
+    def _suspect(self, sample: Sample) -> None:
+        """A corrupt stamp, or a clock that was set: what comes next tells which, and nothing is mapped wrongly."""
+        if not self._suspects:
+            self._suspects_epoch = self._clock.epoch
+        if len(self._suspects) >= HOLD_MAX_SAMPLES:
+            self._suspects.popleft()
+            self.dropped["impossible_stamp"] += 1
+        self._suspects.append(sample)
+
+    def _resolve(self) -> None:
+        """Maps suspects once an epoch has begun in which they are right; drops them once they were wrong."""
+        if self._clock.epoch != self._suspects_epoch:
+            suspects, self._suspects = self._suspects, deque()
+            for sample in suspects:
+                self._take(sample)
+        elif not self._clock.doubting and self._track is not None:
+            self.dropped["impossible_stamp"] += len(self._suspects)
+            self._suspects.clear()
+
+    def _expire(self, now_ns: int) -> None:
+        """Drops what has waited for too long."""
+        oldest_ns = now_ns - self._device.hold_ns
+        for waiting, reason in ((self._held, "clock_unlocked"), (self._suspects, "impossible_stamp")):
+            while waiting and waiting[0].received_ns < oldest_ns:
+                waiting.popleft()
+                self.dropped[reason] += 1
+
+    # --- mapped -----------------------------------------------------------------------------------------------------
+
+    def _take(self, sample: Sample) -> None:
+        """A sample whose clock is locked and whose stamp no arrival speaks against."""
+        mapped = self._clock.map(sample.device_ns)
+        if mapped is not None and self._epoch_began_ns is not None:
+            mapped = self._of_its_epoch(sample, mapped)
+        if mapped is not None and mapped.host_ns - sample.received_ns > mapped.bound_ns + FUTURE_LIMIT_NS:
+            self._clock.request_burst()
+            self._suspect(sample)
+            return
+        self._map(sample, mapped)
+
+    def _of_its_epoch(self, sample: Sample, mapped: Mapped) -> Mapped:
+        """Soon after a step a stream that is late (Core's gaze) still has stamps from before. Which of the two clocks
+        one is of: the old one's end where the new one's begin; where that leaves both, how late the stream usually is
+        tells."""
+        assert self._epoch_began_ns is not None
+        if sample.received_ns - self._epoch_began_ns > TWO_EPOCHS_NS:
+            self._epoch_began_ns = None
+            return mapped
+        before = self._clock.map_previous(sample.device_ns)
+        if before is None or self._usual_delay_ns is None or self._track is not None:
+            return mapped
+        step_ns = self._clock.step_ns
+        if self._first is not None and step_ns is not None:
+            first_host_ns, first_device_ns = self._first
+            if step_ns > 0:  # no clock showed what lies in between
+                return mapped if sample.device_ns >= first_device_ns - step_ns // 2 else before
+            is_before, is_now = before.host_ns < first_host_ns, mapped.host_ns >= first_host_ns
+            if is_before != is_now:
+                return mapped if is_now else before
+        received_ns, usual_ns = sample.received_ns, self._usual_delay_ns
+        now_off_ns = abs(received_ns - mapped.host_ns - usual_ns)
+        before_off_ns = abs(received_ns - before.host_ns - usual_ns)
+        return before if before_off_ns < now_off_ns else mapped
+
+    def _map(self, sample: Sample, mapped: Mapped | None) -> None:
+        if mapped is None:
+            self.dropped["clock_epoch"] += 1
+            return
+        # Nothing that was received can have happened later than that.
+        host_ns = min(mapped.host_ns, sample.received_ns)
+        delay_ns = sample.received_ns - host_ns
+        usual_ns = self._usual_delay_ns
+        self._usual_delay_ns = delay_ns if usual_ns is None else usual_ns + USUAL_DELAY_SHARE * (delay_ns - usual_ns)
+        self._count(sample.device_ns, mapped.epoch)
+        if self.descriptor.reorder_window_ns:
+            self._put_in_order(host_ns, sample, mapped)
+        else:
+            self._emit(host_ns, sample, mapped)
+
+    def _count(self, device_ns: int, epoch: int) -> None:
+        newest = self._newest_device_ns
+        if epoch != self._newest_epoch:  # stamps of two clocks have no distance
+            self._newest_epoch, newest = epoch, None
+        if newest is not None:
+            self._intervals += 1
+            if device_ns > newest:
+                self._span_ns += device_ns - newest
+        if newest is None or device_ns > newest:
+            self._newest_device_ns = device_ns
+
+    def _put_in_order(self, host_ns: int, sample: Sample, mapped: Mapped) -> None:
+        if host_ns < self._released_host_ns:
+            self.dropped["late"] += 1
+            return
+        self._reordered += 1  # keeps equal stamps as they came
+        heapq.heappush(self._reorder, (host_ns, self._reordered, sample, mapped))
+        self._newest_host_ns = max(self._newest_host_ns, host_ns)
+        until = self._newest_host_ns - self.descriptor.reorder_window_ns
+        while self._reorder and (self._reorder[0][0] <= until or len(self._reorder) > REORDER_MAX_SAMPLES):
+            self._release()
+
+    def _release(self) -> None:
+        host_ns, _, sample, mapped = heapq.heappop(self._reorder)
+        self._released_host_ns = host_ns
+        self._emit(host_ns, sample, mapped)
+
+    def _emit(self, host_ns: int, sample: Sample, mapped: Mapped) -> None:
+        host_ns -= self.descriptor.latency_ns
+        if host_ns < self._last_host_ns and self.descriptor.in_order:
+            # A new epoch's mapping may overlap the old one's by their bounds; more is a device that went backwards.
+            if self._last_host_ns - host_ns > 2 * mapped.bound_ns:
+                self.dropped["backwards"] += 1
+                if self._track is not None:
+                    self._clock.request_burst()
+                return
+            host_ns = self._last_host_ns
+        self._last_host_ns = host_ns
+        for push in self._pushes:
+            push(sample, mapped, host_ns)
+
+    # --- called by the device ------------------------------------------------------------------------------------
+
+    def clock_locked(self) -> None:
+        held, self._held = self._held, deque()
+        for sample in held:
+            self._take(sample)
+
+    def first_of_epoch(self) -> tuple[int, int] | None:
+        """Host and device time of the earliest suspect that the new clock explains."""
+        mapped = ((sample, self._clock.map(sample.device_ns)) for sample in self._suspects)
+        possible = [
+            (m.host_ns, s.device_ns) for s, m in mapped if m and -m.bound_ns <= s.received_ns - m.host_ns < LATEST_NS
+        ]
+        return min(possible, default=None)
+
+    def begin_epoch(self, now_ns: int, first: tuple[int, int] | None) -> None:
+        """The device's clock is another one now; ``first``: host and device time of its first stamp, if one is known.
+
+        What waits to be put in order is mapped already.
+        """
+        self._epoch = self._clock.epoch
+        self._epoch_began_ns = now_ns
+        self._first = first
+        if self._held:  # of which clock each of them is, nobody knows: there was no lock yet to judge by
+            self.dropped["clock_epoch"] += len(self._held)
+            self._held.clear()
+        if self._suspects and self._clock.locked:
+            self._resolve()
+
+    def forget_clock(self) -> None:
+        """The device is another one now, or begins anew: nothing that waits for its old clock can be mapped."""
+        self.drain()
+        dropped = len(self._held) + len(self._suspects)
+        if dropped:
+            self.dropped["clock_epoch"] += dropped
+        self._held.clear()
+        self._suspects.clear()
+
+    def drain(self) -> None:
+        """Releases everything that waits to be put in order."""
+        while self._reorder:
+            self._release()
+
+    def close(self) -> None:
+        """Lets everything that can leave do so; what still waits for a clock has waited in vain."""
+        self.drain()
+        for waiting, reason in ((self._held, "clock_unlocked"), (self._suspects, "impossible_stamp")):
+            if waiting:
+                self.dropped[reason] += len(waiting)
+                waiting.clear()
+
+    def tick(self, now_ns: int) -> None:
+        if self._suspects and self._clock.locked:
+            self._resolve()
+        self._expire(now_ns)
+        patience_ns = self.descriptor.reorder_window_ns + REORDER_PATIENCE_NS
+        while self._reorder and self._reorder[0][2].received_ns < now_ns - patience_ns:
+            self._release()
+        self._ticks.append((now_ns, self.samples_in, sum(o.samples_out for o in self.outputs.values())))
+
+    # --- status --------------------------------------------------------------------------------------------------
+
+    @property
+    def rate_in_hz(self) -> float | None:
+        """Mean rate by the device's own stamps over the whole run, gaps of the device apart."""
+        return None if not self._span_ns else self._intervals * 1e9 / self._span_ns
+
+    def recent_rates_hz(self) -> tuple[float, float]:
+        """Arrivals, and samples out a sink, per second over the last five seconds."""
+        if len(self._ticks) < 2:
+            return 0.0, 0.0
+        (t0, in0, out0), (t1, in1, out1) = self._ticks[0], self._ticks[-1]
+        seconds = (t1 - t0) / 1e9
+        return (in1 - in0) / seconds, (out1 - out0) / seconds / max(1, len(self.outputs))
+
+    def all_drops(self) -> dict[str, int]:
+        drops = dict(self.dropped)
+        for sink, output in self.outputs.items():
+            for reason, count in output.dropped.items():
+                drops[f"{sink}_{reason}"] = count
+        return drops

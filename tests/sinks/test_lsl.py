@@ -1,0 +1,81 @@
+"""The LSL sink by itself, with real outlets and real inlets. What a recorder gets is in tests/system."""
+
+from __future__ import annotations
+
+import random
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import pylsl
+import pytest
+
+from bridge.clock import ClockState, Mapped
+from bridge.pipeline import ClockEvent
+from bridge.sinks.lsl import LslSink
+from bridge.streams import Channel, DeviceDescriptor, Sample, StreamDescriptor, StreamKind
+
+DEADLINE_S = 20.0
+NAME = f"tracker_{random.randrange(10**9)}"
+DEVICE = DeviceDescriptor(NAME, "test", f"pupil_labs_{NAME}")
+GAZE = StreamDescriptor(DEVICE, "gaze", StreamKind.GAZE, "Gaze", "Gaze", channels=(Channel("x", "pixels", "ScreenX"),))
+MAPPED = Mapped(0, 0, 0, ClockState.LOCKED, 0)
+
+
+@pytest.fixture
+def sink() -> Iterator[LslSink]:
+    made = LslSink()
+    made.open_device(DEVICE)
+    yield made
+    made.close()
+
+
+@contextmanager
+def reading(name: str) -> Iterator[pylsl.StreamInlet]:
+    (info,) = pylsl.resolve_byprop("name", name, 1, DEADLINE_S)
+    inlet = pylsl.StreamInlet(info)
+    inlet.open_stream(DEADLINE_S)
+    try:
+        yield inlet
+    finally:
+        inlet.close_stream()
+
+
+def pull(inlet: pylsl.StreamInlet, count: int) -> list[tuple[list[Any], float]]:
+    rows = [inlet.pull_sample(DEADLINE_S) for _ in range(count)]
+    assert all(stamp_s is not None for _, stamp_s in rows), f"not {count} samples in time"
+    return rows
+
+
+def test_the_beginning_of_an_epoch_is_a_marker_stamped_when_it_was_noticed(sink: LslSink) -> None:
+    with reading(f"{DEVICE.lsl_prefix}_Markers") as inlet:
+        info = inlet.info(DEADLINE_S)
+        assert (info.type(), info.channel_count(), info.channel_format()) == ("Markers", 1, pylsl.cf_string)
+        assert (info.nominal_srate(), info.source_id()) == (0.0, f"{NAME}_Markers")
+        assert info.desc().child("channels").child("channel").child_value("label") == "bridge_state"
+        assert info.desc().child("acquisition").child_value("device_id") == NAME
+        now_ns = time.monotonic_ns()
+        sink.clock_event(DEVICE, ClockEvent(now_ns, 5, 1, "step -0.200000 s"))
+        sink.clock_event(DEVICE, ClockEvent(now_ns + 1_000_000, None, 2, "restart"))
+        rows = pull(inlet, 2)
+        assert [text for (text,), _ in rows] == ["epoch 1 step -0.200000 s", "epoch 2 restart"]
+        assert [stamp_s for _, stamp_s in rows] == pytest.approx([now_ns * 1e-9, now_ns * 1e-9 + 1e-3], abs=1e-7)
+
+
+def test_a_step_of_realtime_does_not_reach_lsl_stamps(sink: LslSink, monkeypatch: pytest.MonkeyPatch) -> None:
+    output = sink.open_stream(GAZE)
+    with reading(GAZE.lsl_name) as inlet:
+        hosts_ns: list[int] = []
+        ahead_ns = 0
+        real_time_ns = time.time_ns
+        monkeypatch.setattr(time, "time_ns", lambda: real_time_ns() + ahead_ns)
+        for number in range(6):
+            ahead_ns = number // 3 * 7_000_000_000
+            hosts_ns.append(time.monotonic_ns())
+            output.push(Sample(GAZE, 1, hosts_ns[-1], (float(number),)), MAPPED, hosts_ns[-1])
+        rows = pull(inlet, 6)
+    assert [values[0] for values, _ in rows] == [float(number) for number in range(6)]
+    assert [stamp_s for _, stamp_s in rows] == pytest.approx([ns * 1e-9 for ns in hosts_ns], abs=1e-7)
+    # And they are of the clock that every LSL program reads.
+    assert rows[-1][1] == pytest.approx(pylsl.local_clock(), abs=DEADLINE_S)
