@@ -1,5 +1,6 @@
 # make demo   the bridge on two simulated eye trackers; DEMO_ARGS="--duration 20 --report report.json"
 # make test   everything that CI runs: linters, types, import rules, tests
+# make clock  the clock's benchmark on simulated links; make live, make hour: on real sockets, and an hour of the daemon
 # Both install what they need, into .venv (and .venv-ndsi for the conformance peer). As root on Debian they also
 # install the Debian packages that are missing; otherwise they say which.
 
@@ -7,7 +8,7 @@ PYTHON ?= $(shell command -v python3.11 || command -v python3)
 PIP_INSTALL := .venv/bin/python -m pip install --quiet --disable-pip-version-check --constraint requirements.lock
 PYTEST_ARGS ?=
 
-.PHONY: demo test check lock ndsi-env benchmark clean
+.PHONY: demo test check lock ndsi-env benchmark clock live hour pictures clean
 
 demo: .venv/.ros-installed
 	@.venv/bin/pupil-bridge demo $(DEMO_ARGS)
@@ -24,6 +25,23 @@ check: .venv/.test-installed
 benchmark: .venv/.test-installed
 	.venv/bin/python -m benchmarks.accuracy
 	.venv/bin/python -m benchmarks.gaze_path
+
+clock: .venv/.test-installed
+	.venv/bin/python -m benchmarks.clock $(CLOCK_ARGS)
+	.venv/bin/python -m benchmarks.clock.causal
+	.venv/bin/python -m benchmarks.clock.slewed
+	.venv/bin/python -m benchmarks.clock.slots
+
+live: .venv/.test-installed
+	.venv/bin/python -m benchmarks.clock.live
+	.venv/bin/python -m benchmarks.clock.live --busy
+
+hour: .venv/.test-installed
+	.venv/bin/python -m benchmarks.clock.hour
+
+pictures: .venv/.test-installed
+	@$(PIP_INSTALL) --editable '.[pictures]'
+	.venv/bin/python -m benchmarks.clock.pictures
 
 ndsi-env: .venv-ndsi/.installed
 
@@ -52,7 +70,7 @@ ndsi-env: .venv-ndsi/.installed
 
 # Needs uv: pip install uv
 lock:
-	uv pip compile --universal --python-version 3.11 --extra ros --extra test --no-header --upgrade setup.py -o requirements.lock
+	uv pip compile --universal --python-version 3.11 --extra ros --extra test --extra pictures --no-header --upgrade setup.py -o requirements.lock
 
 clean:
 	rm -rf .venv .venv-ndsi build dist *.egg-info

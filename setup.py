@@ -36,6 +36,7 @@ setup(
     install_requires=[
         "click>=8.1",
         "msgspec>=0.19",
+        "numpy>=1.26",
         "psutil>=5.9",
         "pydantic>=2.7",
         "pylsl>=1.17.6",
@@ -46,6 +47,7 @@ setup(
     ],
     extras_require={
         "ros": ROS_WHEELS,
+        "pictures": ["matplotlib>=3.8"],
         "systemd": ["systemd-python>=235; sys_platform == 'linux'"],
         "test": [
             "hypothesis>=6.100",

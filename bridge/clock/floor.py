@@ -2,8 +2,8 @@
 
 A point is the earliest of what arrived within a block of time. New points stay as they are; older ones are averaged in
 pairs, up to four times, so that some 70 points cover 12 minutes: no longer than a crystal can be told to have drifted
-in a line from one point to the next. Averages, not minima: the expected excess of a point
-over the true floor must not depend on its age, or the clock would seem to drift.
+in a line from one point to the next. Averages, not minima: the expected excess of a point over the true floor must not
+depend on its age, or the clock would seem to drift.
 """
 
 from __future__ import annotations
@@ -12,12 +12,17 @@ from collections import deque
 from collections.abc import Iterator
 from typing import NamedTuple
 
-LEVELS = 4
+LEVELS = 4  # sizes of averages
+WHOLE = 0.5  # of a block, from which on a point counts as one of a whole block
+NOTHING = 1e-9  # two points that are believed less than this tell nothing
 
 
 class FloorPoint(NamedTuple):
-    """At ``x_s`` the floor is ``y_ns``; ``blocks`` says how many have gone into it and ``weight`` (0 to 1) how
-    far it was believed. ``era`` counts the shifts and breaks before it: points of two eras are never averaged."""
+    """At ``x_s`` the floor is ``y_ns``.
+
+    ``blocks``: how many have gone into it. ``weight``, 0 to 1: how far it was believed. ``era`` counts the shifts and
+    breaks before it: points of two eras are never averaged.
+    """
 
     x_s: float
     y_ns: float
@@ -38,6 +43,7 @@ class FloorMemory:
         return sum(map(len, self._levels))
 
     def add(self, point: FloorPoint) -> None:
+        """A point newer than all others. Where a level overflows, its two oldest become one of the next."""
         for level, limit in zip(self._levels, self._limits, strict=True):
             level.append(point)
             if len(level) <= limit + 1:
@@ -74,6 +80,7 @@ class FloorMemory:
                 level[i] = point._replace(era=era)
 
     def forget_before(self, era: int) -> None:
+        """Points of earlier eras go."""
         for i, level in enumerate(self._levels):
             self._levels[i] = deque(point for point in level if point.era >= era)
 
@@ -82,7 +89,7 @@ def _average(a: FloorPoint, b: FloorPoint) -> FloorPoint:
     """The mean of two points, which lies on the line through both, whatever the clock's rate."""
     mass_a, mass_b = a.blocks * a.weight, b.blocks * b.weight
     mass = mass_a + mass_b
-    if mass < 1e-9:
+    if mass < NOTHING:
         return a
     x_s = (a.x_s * mass_a + b.x_s * mass_b) / mass
     return FloorPoint(x_s, (a.y_ns * mass_a + b.y_ns * mass_b) / mass, mass, 1.0, a.era)

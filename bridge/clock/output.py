@@ -8,9 +8,8 @@ from __future__ import annotations
 
 from bisect import bisect_right
 
-SLEW_TIME_NS = 500_000_000
-FAST_SLEW_TIME_NS = 200_000_000
-FAST_SLEW = 0.02  # of a new epoch, whose first estimates are rough
+SLEW_TIME_NS = 500_000_000  # for small corrections; large ones take as long as the largest slew wants
+FAST_SLEW_TIME_NS, FAST_SLEW = 200_000_000, 0.02  # in a new epoch, whose first estimates are rough
 KEPT_KNOTS = 2000  # a quarter of an hour of corrections at one a second
 
 
@@ -18,7 +17,8 @@ class SlewedOutput:
     """Maps device to host time within one epoch, and back.
 
     From ``starts[i]`` on (device time, ns), host time is ``hosts[i]`` plus elapsed device time times
-    ``1 + slopes[i]``.
+    ``1 + slopes[i]``. ``rate``: by which the offset changes, ns per ns. ``largest_slew``: how much steeper than that
+    a correction may be.
     """
 
     def __init__(self, device_ns: int, offset_ns: int, rate: float, largest_slew: float = 0.001) -> None:

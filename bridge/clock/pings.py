@@ -15,13 +15,14 @@ from bridge.clock.curve import Curve, Floats
 
 CAPACITY = 512
 THINNED = 384  # the oldest of a full memory, of which the best two of each four stay
-MAX_LONERS = 6
-BEST = 7  # round trips that say the most about one side
-MAX_SIFTINGS = 4
-NEIGHBOURS = 10
 REACH_S = 10.0  # before the curve's first point
-LEAST_GAP_NS = 1000.0
-LONER_DEVIATIONS = 4.0
+BEST = 7  # round trips that say the most about one side
+MAX_SIFTINGS = 4  # each may uncover further loners
+MAX_LONERS = 6  # on one side at once: more are no loners
+NEIGHBOURS = 10  # whose distances say how wide a gap is usual
+LEAST_NEIGHBOURS = 5  # with fewer there is nothing to compare with
+LEAST_GAP_NS = 1000.0  # narrower ones are nobody's fault
+LONER_DEVIATIONS = 4.0  # of the carrying, by which a gap may only seem wide
 
 
 class Interval(NamedTuple):
@@ -59,6 +60,7 @@ class PingMemory:
         self._count = count
 
     def _thin(self, curve: Curve | None) -> None:
+        """Of each four old ones, those that say the most about either side stay."""
         old = slice(0, THINNED)
         z_ns = curve.at(self._x_s[old]) if curve is not None else 0.0
         fours = np.arange(THINNED).reshape(-1, 4)
@@ -70,6 +72,7 @@ class PingMemory:
         self._keep(kept)
 
     def forget_before(self, era: int) -> None:
+        """Round trips of earlier eras go."""
         self._keep(self._era[: self._count] >= era)
 
     def forget_half(self) -> None:
@@ -77,7 +80,8 @@ class PingMemory:
         self._keep(np.arange(self._count) >= (self._count + 1) // 2)
 
     def carried(self, curve: Curve, now_s: float, set_clock: tuple[tuple[int, int], ...]) -> Carried:
-        """Everything as seen from now, as far back as the curve reaches."""
+        """Everything as seen from now, as far back as the curve reaches; what is older goes. ``set_clock``: see
+        ``Fit``."""
         if self._count and self._x_s[0] < curve.x_s[0] - REACH_S:
             self._keep(self._x_s[: self._count] >= curve.x_s[0] - REACH_S)
         n = self._count
@@ -93,7 +97,7 @@ class PingMemory:
 
 
 class Carried(NamedTuple):
-    """Round trips relative to the curve, with how well each can be compared with one of now."""
+    """Round trips relative to the curve, with how well each can be compared with one of now: arrays of one length."""
 
     lowest_ns: Floats
     highest_ns: Floats
@@ -110,13 +114,18 @@ class Carried(NamedTuple):
             lonely |= _loners(sifted.highest_ns - sifted.lowest_ns, 0.0 * slack_ns, gap)
             if not lonely.any() or lonely.all():
                 break
-            kept = ~lonely
-            sifted = Carried(*(array[kept] for array in sifted))  # type: ignore[arg-type]
+            sifted = sifted._only(~lonely)
         return sifted
 
     def since(self, era: int) -> Carried:
-        kept = self.era >= era
-        return Carried(*(array[kept] for array in self))  # type: ignore[arg-type]
+        """Those of ``era`` and later ones."""
+        return self._only(self.era >= era)
+
+    def newer_half(self) -> Carried:
+        return self._only(slice((len(self.era) + 1) // 2, None))
+
+    def _only(self, kept: NDArray[np.bool_] | slice) -> Carried:
+        return Carried(self.lowest_ns[kept], self.highest_ns[kept], self.deviation_ns[kept], self.era[kept])
 
     def parted_at(self, era: int) -> bool:
         """Whether those before ``era`` cannot be compared with those since: one side says the most about the highest
@@ -156,7 +165,7 @@ def _loners(values: Floats, slack: Floats, gap: float) -> NDArray[np.bool_]:
     index = np.argpartition(values, count - 1)[:count]
     index = index[np.argsort(values[index])]
     smallest, off = values[index].tolist(), slack[index].tolist()
-    for i in range(min(MAX_LONERS, count - 6) - 1, -1, -1):
+    for i in range(min(MAX_LONERS, count - LEAST_NEIGHBOURS - 1) - 1, -1, -1):
         last = min(i + 1 + NEIGHBOURS, count - 1)
         usual = (smallest[last] - smallest[i + 1]) / (last - i - 1)
         if smallest[i + 1] - smallest[i] > gap * usual + off[i] + off[i + 1] + LEAST_GAP_NS:

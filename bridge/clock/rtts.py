@@ -8,6 +8,8 @@ KEPT = 64
 
 
 class RecentRtts:
+    """The last 64, in ns."""
+
     def __init__(self) -> None:
         self._recent_ns: deque[int] = deque(maxlen=KEPT)
 
@@ -15,6 +17,7 @@ class RecentRtts:
         self._recent_ns.append(rtt_ns)
 
     def smallest_and_median_ns(self) -> tuple[int, int] | None:
+        """None while there are none."""
         if not self._recent_ns:
             return None
         ordered = sorted(self._recent_ns)

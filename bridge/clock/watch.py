@@ -11,12 +11,15 @@ from typing import NamedTuple
 from bridge.clock.roundtrip import RoundTrip
 
 PING_EVIDENCE, BLOCK_EVIDENCE = 2, 3  # in arrivals
-ENOUGH_EVIDENCE, MUCH_EVIDENCE = 3, 6
+ENOUGH_EVIDENCE, MUCH_EVIDENCE = 3, 6  # in arrivals; the other where stamps have often been corrupt
 OFTEN = 3  # suspects that nothing agreed with, from which on there may be more
-KEPT_ARRIVALS, KEPT_PINGS = 8, 4
-FITS_TO_CLEAR = 3
+KEPT_ARRIVALS, KEPT_PINGS = 8, 4  # the newest
+FITS_TO_CLEAR = 3  # punctual arrivals since the newest suspect, and all suspects are corrupt
 FORGOTTEN_NS = 10_000_000_000
-LEAST_REACH_NS = 1_000_000.0
+LEAST_REACH_NS = 1_000_000.0  # arrivals agree that are closer than this and
+REACH = 6.0  # times the usual lateness
+LEAST_JUMP_NS = 5_000_000.0  # less is no sign that a stream has not come to the new epoch yet
+OTHER_EPOCH_NS = 5_000_000_000  # so long after a step, streams may still deliver stamps from before
 
 
 class Track:
@@ -31,13 +34,15 @@ class Track:
 
     @property
     def is_new(self) -> bool:
+        """Whether it belongs to no epoch yet."""
         return self.epoch < 0
 
     def meet(self, device_ns: int, received_ns: int, epoch: int) -> None:
-        """A stamp that nothing is known to judge by."""
+        """A stamp that is taken as it is: nothing is known to judge it by, or all has been."""
         self.epoch, self.newest_device_ns, self.newest_received_ns = epoch, device_ns, received_ns
 
     def begin(self, epoch: int) -> None:
+        """Whatever comes next may be older than what came before."""
         self.epoch = epoch
         self.newest_device_ns = -(2**62)
 
@@ -45,7 +50,21 @@ class Track:
         """Whether a stamp goes on where the last one was, rather than on the new clock, where it is off by
         ``late_ns``."""
         lapse_ns = (received_ns - self.newest_received_ns) - (device_ns - self.newest_device_ns)
-        return abs(late_ns) > 5 * LEAST_REACH_NS and abs(lapse_ns) < abs(late_ns) / 2
+        return abs(late_ns) > LEAST_JUMP_NS and abs(lapse_ns) < abs(late_ns) / 2
+
+    def enter(self, epoch: int, began_ns: int | None, device_ns: int, received_ns: int, late_ns: float) -> bool:
+        """Takes part in ``epoch``, which began at host time ``began_ns``. False, and stays where it is, as long as its
+        stamps are still from before the step."""
+        if self.is_new:
+            self.epoch = epoch
+        elif began_ns is None or not self.goes_on(device_ns, received_ns, late_ns):
+            self.begin(epoch)
+        elif received_ns - began_ns < OTHER_EPOCH_NS:
+            self.newest_device_ns, self.newest_received_ns = device_ns, received_ns
+            return False
+        else:
+            self.epoch = epoch
+        return True
 
 
 class DoubtedPing(NamedTuple):
@@ -73,20 +92,28 @@ class Suspects:
         self._newest: tuple[float, float] | None = None  # shift and reach of the newest suspect
         self._fits = 0
 
+    @property
+    def often(self) -> bool:
+        """Whether this device's stamps are corrupt now and then."""
+        return self.isolated >= OFTEN
+
     def doubt_ping(self, trip: RoundTrip, shift_ns: float, reach_ns: float) -> None:
+        """A round trip that cannot be. ``shift_ns`` is known to within ``reach_ns``."""
         recent = [p for p in self._pings if trip.received_ns - p.trip.received_ns < FORGOTTEN_NS]
         self._pings = [*recent, DoubtedPing(trip, shift_ns, reach_ns)][-KEPT_PINGS:]
         self._newest = (shift_ns, reach_ns)
 
     def doubt_arrival(self, device_ns: int, received_ns: int, late_ns: float, typical_ns: float) -> None:
+        """An arrival that cannot be. ``typical_ns``: how late arrivals usually are."""
         recent = [a for a in self._arrivals if received_ns - a.received_ns < FORGOTTEN_NS]
-        reach_ns = LEAST_REACH_NS + 6 * typical_ns
+        reach_ns = LEAST_REACH_NS + REACH * typical_ns
         self._arrivals = [*recent, DoubtedArrival(device_ns, received_ns, late_ns, reach_ns)][-KEPT_ARRIVALS:]
         self._newest = (late_ns, reach_ns)
         self.watching = True
         self._fits = 0
 
     def ping_fitted(self) -> None:
+        """A possible round trip: those that were suspected are corrupt."""
         self.isolated += len(self._pings)
         self._pings.clear()
 
@@ -116,7 +143,7 @@ class Suspects:
         evidence = PING_EVIDENCE * len(pings) + len(arrivals)
         block = block_late_ns is not None and abs(block_late_ns - shift_ns) <= reach_ns
         evidence += BLOCK_EVIDENCE * block
-        if evidence < (MUCH_EVIDENCE if self.isolated >= OFTEN else ENOUGH_EVIDENCE):
+        if evidence < (MUCH_EVIDENCE if self.often else ENOUGH_EVIDENCE):
             return False
         if arrivals:
             self.shift_ns = min(a.late_ns for a in arrivals)
@@ -135,6 +162,7 @@ class Suspects:
         return arrivals, trips
 
     def clear(self) -> None:
+        """They were right."""
         self._pings.clear()
         self._arrivals.clear()
         self.watching = False

@@ -9,7 +9,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from bridge.clock.curve import ARRIVALS, REPLIES, Break, Fit, Floats, Points, Prior, Problem, Shift
+from bridge.clock.curve import ARRIVALS, REPLIES, Break, Floats, Shift
+from bridge.clock.fit import Fit, Points, Prior, Problem
 
 SCATTER_NS = 1000.0
 

@@ -1193,5 +1193,6 @@ def test_memory_stays_bounded_and_the_bound_honest_over_a_simulated_day_of_rare_
     assert clock.pings_accepted > 1000
     assert len(clock._model.pings) <= 512
     assert sum(len(memory) for memory in clock._model._memories) <= 200
-    assert clock._output is not None
-    assert len(clock._output._starts) == len(clock._output._hosts) == len(clock._output._slopes) <= 4001
+    output = clock._epochs.output
+    assert output is not None
+    assert len(output._starts) == len(output._hosts) == len(output._slopes) <= 4001

@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from bridge.clock.arrivals import ArrivalFloor
 from bridge.clock.floor import FloorMemory, FloorPoint
-from bridge.clock.model import Model
 
 MOST_POINTS = 120
 
@@ -26,7 +26,7 @@ points = st.builds(
 
 def fresh() -> FloorMemory:
     """As a clock has it."""
-    return Model().arrivals
+    return ArrivalFloor().memory
 
 
 def filled(count: int, *, rate_ns_s: float = 0.0, era_of: dict[int, int] | None = None) -> FloorMemory:

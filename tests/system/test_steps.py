@@ -202,6 +202,6 @@ def test_a_capture_whose_time_somebody_sets_goes_on_in_the_same_recording(
         assert judged.outside_but(stepped_s, noticed_s) == []
         _check_losses(compared, true_rows, stream)
         assert goes_backwards(recorded) == []
-    assert float(text.split()[3]) == pytest.approx(step_s, abs=0.04)  # told at once, from data 6 to 50 ms old
+    assert float(text.split()[3]) == pytest.approx(step_s, abs=0.1)  # told at once, from data 6 to 50 ms old
     assert set(sync.column("epoch")) == {0, 1}
     assert goes_backwards(sync) == []
