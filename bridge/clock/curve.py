@@ -7,6 +7,7 @@ changed at once. How a curve is found is in ``fit``.
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -55,6 +56,7 @@ class Curve:
         knots: int,
     ) -> None:
         self.x_s = x_s
+        self._listed: tuple[list[float], list[float]] | None = None  # for quickly_at
         self.z_ns = z_ns
         self.covariance = covariance
         self.shifts_ns = shifts  # by column of the covariance: constants of the shifts of everything
@@ -91,6 +93,14 @@ class Curve:
         rise = z[i + 1] - z[i]
         first, last = rates[i] * step - rise, rise - rates[i + 1] * step
         return np.asarray(z[i] + t * rise + t * (1 - t) * ((1 - t) * first + t * last))
+
+    def quickly_at(self, x_s: float) -> float:
+        """The curve at one time, in straight lines from knot to knot: for the samples of a backlog."""
+        if self._listed is None:
+            self._listed = self.x_s.tolist(), self.z_ns.tolist()
+        x, z = self._listed
+        i = min(max(bisect_right(x, x_s) - 1, 0), len(x) - 2)
+        return float(z[i] + (x_s - x[i]) * (z[i + 1] - z[i]) / (x[i + 1] - x[i]))
 
     def end_at(self, x_s: float) -> float:
         """The curve near its end, by its last rate."""

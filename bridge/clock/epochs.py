@@ -44,18 +44,21 @@ class Epochs:
         return self._began_ns is not None and now_ns - self._began_ns < YOUNG_NS
 
     def step(self, shift_ns: int, expected: Expectation, now_ns: int) -> None:
-        """Begins an epoch in which the offset is larger by ``shift_ns``. ``expected``: already in the new time."""
-        if self.output is not None:
-            behind_ns = abs(self.slew_ns(expected)) + 1
-            estimate = expected.estimate
-            bound_ns, precision_ns = round(estimate.bound_ns) + behind_ns, round(estimate.precision_ns) + behind_ns
-            self._previous = (self.output, bound_ns, precision_ns)
+        """Begins an epoch in which the offset is larger by ``shift_ns``. ``expected``: of the time before."""
+        self._keep_previous(expected)
         self.output = None
         self.newest_mapped_ns = NEVER_NS
         self.number += 1
         self.pings = 0
         self.step_ns = -shift_ns
         self._began_ns = now_ns
+
+    def _keep_previous(self, expected: Expectation) -> None:
+        if self.output is not None:
+            behind_ns = abs(self.slew_ns(expected)) + 1
+            estimate = expected.estimate
+            bound_ns, precision_ns = round(estimate.bound_ns) + behind_ns, round(estimate.precision_ns) + behind_ns
+            self._previous = (self.output, bound_ns, precision_ns)
 
     def follow(self, expected: Expectation, now_ns: int) -> None:
         """Turns the output towards a new estimate, or begins it."""
@@ -76,6 +79,7 @@ class Epochs:
                 return
             # Gliding there would take longer than anybody should get such stamps.
             if not young:
+                self._keep_previous(expected)
                 self.number += 1
                 self.step_ns = 0
                 self._began_ns = now_ns

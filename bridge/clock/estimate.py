@@ -82,7 +82,7 @@ class Agreement:
         bounding = recent if len(recent.era) >= SETTLED_PINGS else trusted
         # With few points, their scatter and so all deviations are little known themselves.
         deviations = BOUND_DEVIATIONS * self._strain * (1 + FEW_MEANS / len(fit.weight))
-        near, far = trusted.interval(ESTIMATE_DEVIATIONS * self._strain), bounding.interval(deviations)
+        near, far = trusted.evenly().interval(ESTIMATE_DEVIATIONS * self._strain), bounding.interval(deviations)
         middle_ns = self._middle_ns(near, far)
         least_ns = deviations * bounding.binding_deviation_ns(deviations)
         bound_ns = max(far.highest_ns - middle_ns, middle_ns - far.lowest_ns, least_ns)

@@ -21,12 +21,14 @@ from bridge.clock.rtts import RecentRtts
 from bridge.clock.watch import Suspects, Track
 
 HOLDOVER_INTERVALS = 5  # pings missed before the state says so
+FOLLOWS_NS = 2_000_000  # a ping that leaves so soon after a reply finds the way still awake
 FIT_INTERVAL_NS = 400_000_000  # round trips in quick succession are fitted together
 FIT_AT_LEAST_NS = 5_000_000_000  # also without pings: the floor of arrivals goes on telling
 SUSPEND_ALIKE_NS = 1_000_000_000  # a step that differs by less from how long the host slept is that sleep
 STEP_UNKNOWN_NS = 50_000_000.0  # how well a step's size is known from the first samples after it
 MILD_TO_AGREE = 2  # round trips in a row that contradict a little, and the rate has changed
 BACK_LATE, BACK_LATE_NS = 8.0, 2_000_000.0  # usual latenesses, and ns: later than streams out of order ever are
+DISORDER = 2.0  # times the latest that came out of order before
 PUNCTUAL = 4.0  # usual latenesses, up to which an arrival shows that the clock is the old one
 
 
@@ -244,6 +246,11 @@ class Clock:
         return 0.0 if self._expected is None else self._expected.estimate.precision_ns
 
     @property
+    def pending_suspects(self) -> int:
+        """Arrivals in doubt of which the next ones will tell."""
+        return self._suspects.pending
+
+    @property
     def isolated_suspects(self) -> int:
         """Stamps and round trips so far that could not be and that nothing agreed with."""
         return self._suspects.isolated
@@ -277,7 +284,8 @@ class Clock:
             origin = self._origin = Origin(trip.device_ns, offset_ns)
         self._quantum_ns = trip.quantum_ns
         lowest_ns, highest_ns = trip.lowest_offset_ns - origin.base_ns, trip.highest_offset_ns - origin.base_ns
-        self._model.add_ping(origin.x_s(trip.device_ns), lowest_ns, highest_ns, trip.quantum_ns)
+        follows = self._last_received_ns is not None and 0 <= trip.sent_ns - self._last_received_ns < FOLLOWS_NS
+        self._model.add_ping(origin.x_s(trip.device_ns), lowest_ns, highest_ns, trip.quantum_ns, follows=follows)
         self._rtts.add(trip.rtt_ns)
         self.pings_accepted += 1
         self._epochs.pings += 1
@@ -317,8 +325,9 @@ class Clock:
             return Arrival.STALE
         typical_ns = self._blocks.typical_ns
         impossible = late_ns < expected.least_late_ns
-        # Stamps that run backwards, and later than streams out of order ever are.
-        backwards = device_ns < track.newest_device_ns and late_ns > BACK_LATE_NS + BACK_LATE * typical_ns
+        # Stamps that run backwards, and later than this stream out of order has been.
+        in_disorder_ns = max(BACK_LATE_NS + BACK_LATE * typical_ns, DISORDER * self._suspects.out_of_order_ns)
+        backwards = device_ns < track.newest_device_ns and late_ns > in_disorder_ns
         if backwards and expected.late_ns(track.newest_device_ns, track.newest_received_ns) < expected.least_late_ns:
             backwards = False  # it was the stamp before that could not be
             track.newest_device_ns = device_ns
@@ -329,7 +338,8 @@ class Clock:
                 self._close_block(late_ns, received_ns)
             return Arrival.FITS
         self.plan.burst()
-        self._suspects.doubt_arrival(device_ns, received_ns, expected.late_ns(device_ns, received_ns), typical_ns)
+        late_ns = expected.late_ns(device_ns, received_ns)
+        self._suspects.doubt_arrival(device_ns, received_ns, late_ns, typical_ns, backwards=not impossible)
         if not self._suspects.agreed(None):
             return Arrival.SUSPECT
         self._step(self._suspects.shift_ns, received_ns)
@@ -368,10 +378,10 @@ class Clock:
         """The offset is larger by ``shift_ns`` from now on."""
         assert self._origin is not None
         assert self._expected is not None
+        self._epochs.step(shift_ns, self._expected, now_ns)
         self._model.clock_set(STEP_UNKNOWN_NS)
         self._origin = self._origin.moved(shift_ns)
         self._expected = Expectation(self._expected.estimate, self._origin, self._model)
-        self._epochs.step(shift_ns, self._expected, now_ns)
         self._blocks.begin_anew()
         self.plan.burst()
 

@@ -11,6 +11,7 @@ from bridge.clock.watch import OFTEN
 
 LARGEST_JUMP_S = 18e-6  # by which a correction bends the interval of two samples
 LARGEST_SLEW = 0.002
+AT_ONCE = 3  # stamps in doubt: of a clock that was set, so many tell by how much
 ROUNDING_NS = 2.0  # of stamps to whole ns, in and out
 
 
@@ -44,7 +45,8 @@ class Estimator:
     def to_local(self, t_device: float) -> tuple[float, float] | None:
         """(host time, bound), s; None while unknown, and of a stamp that has just arrived and cannot be: unless this
         device's stamps are corrupt now and then, the device's clock was set, and the next stamps tell by how much."""
-        if t_device == self._suspect_s and self._clock.isolated_suspects < OFTEN:
+        clock = self._clock
+        if t_device == self._suspect_s and clock.isolated_suspects < OFTEN and clock.pending_suspects <= AT_ONCE:
             return None
-        mapped = self._clock.map_bound(round(t_device * NS))
+        mapped = clock.map_bound(round(t_device * NS))
         return None if mapped is None else (mapped[0] / NS, (mapped[1] + ROUNDING_NS) / NS)

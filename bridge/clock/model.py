@@ -6,8 +6,6 @@ set, reference and base are moved by the step (``Origin``), so that what is reme
 
 from __future__ import annotations
 
-import numpy as np
-
 from bridge.clock.arrivals import ArrivalFloor
 from bridge.clock.changes import EARLY_RUN, FASTEST_CHANGE_NS_S, LONGEST_RUN, Changes, seen_change
 from bridge.clock.curve import FREE_NS
@@ -52,10 +50,11 @@ class Model:
         self._arrivals.add(x_s, y_ns, share, late_ns, coarse_ns, self._changes.era, self._drift.curve)
         return self._look_for_change()
 
-    def add_ping(self, x_s: float, lowest_ns: float, highest_ns: float, quantum_ns: int) -> None:
-        """A round trip: the offset lies between ``lowest_ns`` and ``highest_ns``. Its stamp has ``quantum_ns``."""
+    def add_ping(self, x_s: float, lowest_ns: float, highest_ns: float, quantum_ns: int, *, follows: bool) -> None:
+        """A round trip: the offset lies between ``lowest_ns`` and ``highest_ns``. Its stamp has ``quantum_ns``. One
+        that ``follows`` left the moment the one before was answered."""
         era = self._changes.era
-        self.pings.add(x_s, lowest_ns, highest_ns, era, self._drift.curve)
+        self.pings.add(x_s, lowest_ns, highest_ns, era, self._drift.curve, follows=follows)
         self._echoes.add(x_s, lowest_ns, highest_ns, quantum_ns, era, self._drift.rate_ns_s)
 
     # --- what changes -------------------------------------------------------------------------------------------
@@ -156,7 +155,7 @@ class Model:
         assert estimate is not None
         if curve is None:
             return estimate.offset_ns + (x_s - estimate.x_s) * estimate.rate_ns_s
-        return float(curve.at(np.array([x_s]))[0]) + estimate.offset_ns - estimate.floor_ns
+        return curve.quickly_at(x_s) + estimate.offset_ns - estimate.floor_ns
 
     def forgotten_ns(self, x_s: float) -> float:
         """How far the bound has grown at a time before everything that is remembered, whose rate is known as it was at

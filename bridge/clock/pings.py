@@ -16,6 +16,7 @@ from bridge.clock.curve import Curve, Floats
 CAPACITY = 512
 THINNED = 384  # the oldest of a full memory, of which the best two of each four stay
 REACH_S = 10.0  # before the curve's first point
+ENOUGH_FOLLOW = 5
 BEST = 7  # round trips that say the most about one side
 MAX_SIFTINGS = 4  # each may uncover further loners
 MAX_LONERS = 6  # on one side at once: more are no loners
@@ -40,22 +41,33 @@ class PingMemory:
         self._lowest_ns = np.zeros(CAPACITY)
         self._highest_ns = np.zeros(CAPACITY)
         self._era = np.zeros(CAPACITY, dtype=np.int64)
+        self._follows = np.zeros(CAPACITY, dtype=bool)
         self._count = 0
 
     def __len__(self) -> int:
         return self._count
 
-    def add(self, x_s: float, lowest_ns: float, highest_ns: float, era: int, curve: Curve | None) -> None:
-        """A round trip whose device time is ``x_s``. ``curve`` tells which of the old ones to keep."""
+    def add(
+        self,
+        x_s: float,
+        lowest_ns: float,
+        highest_ns: float,
+        era: int,
+        curve: Curve | None,
+        *,
+        follows: bool = False,
+    ) -> None:
+        """A round trip whose device time is ``x_s``; whether it ``follows`` another at once. ``curve`` tells which of the old ones to keep."""
         if self._count == CAPACITY:
             self._thin(curve)
         i = self._count
-        self._x_s[i], self._lowest_ns[i], self._highest_ns[i], self._era[i] = x_s, lowest_ns, highest_ns, era
+        self._x_s[i], self._lowest_ns[i], self._highest_ns[i] = x_s, lowest_ns, highest_ns
+        self._era[i], self._follows[i] = era, follows
         self._count += 1
 
     def _keep(self, kept: NDArray[np.bool_]) -> None:
         count = int(kept.sum())
-        for array in (self._x_s, self._lowest_ns, self._highest_ns, self._era):
+        for array in (self._x_s, self._lowest_ns, self._highest_ns, self._era, self._follows):
             array[:count] = array[: self._count][kept]
         self._count = count
 
@@ -87,13 +99,25 @@ class PingMemory:
         n = self._count
         older = {column: self._era[:n] < era for era, column in set_clock}
         z_ns, deviation_ns = curve.carried(self._x_s[:n], now_s, older)
-        return Carried(self._lowest_ns[:n] - z_ns, self._highest_ns[:n] - z_ns, deviation_ns, self._era[:n].copy())
+        return Carried(
+            self._lowest_ns[:n] - z_ns,
+            self._highest_ns[:n] - z_ns,
+            deviation_ns,
+            self._era[:n].copy(),
+            self._follows[:n].copy(),
+        )
 
     def plain(self, x_s: float, rate_deviation_ns_s: float) -> Carried:
         """As ``carried`` while there is no curve: the rate is anything about zero."""
         n = self._count
         deviation_ns = np.abs(x_s - self._x_s[:n]) * rate_deviation_ns_s
-        return Carried(self._lowest_ns[:n].copy(), self._highest_ns[:n].copy(), deviation_ns, self._era[:n].copy())
+        return Carried(
+            self._lowest_ns[:n].copy(),
+            self._highest_ns[:n].copy(),
+            deviation_ns,
+            self._era[:n].copy(),
+            self._follows[:n].copy(),
+        )
 
 
 class Carried(NamedTuple):
@@ -103,6 +127,12 @@ class Carried(NamedTuple):
     highest_ns: Floats
     deviation_ns: Floats
     era: NDArray[np.int64]
+    follows: NDArray[np.bool_]
+
+    def evenly(self) -> Carried:
+        """Those that followed another round trip at once, where there are enough: the way there and back was in the
+        same state for them, while others had to wake somebody up, or to wait for their slot and their replies not."""
+        return self._only(self.follows) if int(self.follows.sum()) >= ENOUGH_FOLLOW else self
 
     def without_loners(self, gap: float) -> Carried:
         """Leaves out round trips of which one side says more than all others by ``gap`` times the distances among
@@ -125,7 +155,7 @@ class Carried(NamedTuple):
         return self._only(slice((len(self.era) + 1) // 2, None))
 
     def _only(self, kept: NDArray[np.bool_] | slice) -> Carried:
-        return Carried(self.lowest_ns[kept], self.highest_ns[kept], self.deviation_ns[kept], self.era[kept])
+        return Carried(*(array[kept] for array in self))  # type: ignore[arg-type]
 
     def parted_at(self, era: int) -> bool:
         """Whether those before ``era`` cannot be compared with those since: one side says the most about the highest

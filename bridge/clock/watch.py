@@ -15,6 +15,7 @@ ENOUGH_EVIDENCE, MUCH_EVIDENCE = 3, 6  # in arrivals; the other where stamps hav
 OFTEN = 3  # suspects that nothing agreed with, from which on there may be more
 KEPT_ARRIVALS, KEPT_PINGS = 8, 4  # the newest
 FITS_TO_CLEAR = 3  # punctual arrivals since the newest suspect, and all suspects are corrupt
+LATEST_OUT_OF_ORDER_NS = 500_000_000  # no network shuffles what is further apart
 FORGOTTEN_NS = 10_000_000_000
 LEAST_REACH_NS = 1_000_000.0  # arrivals agree that are closer than this and
 REACH = 6.0  # times the usual lateness
@@ -78,13 +79,16 @@ class DoubtedArrival(NamedTuple):
     received_ns: int
     late_ns: float
     reach_ns: float
+    backwards: bool  # possible by itself, but for the order of the stamps
 
 
 class Suspects:
-    """Collects them. ``isolated`` counts those that nothing agreed with."""
+    """Collects them. ``isolated`` counts those that could not be and that nothing agreed with; ``out_of_order_ns`` is
+    how late samples have come that were out of order and nothing more."""
 
     def __init__(self) -> None:
         self.isolated = 0
+        self.out_of_order_ns = 0.0
         self.watching = False  # arrivals wait to be agreed with
         self.shift_ns = 0.0  # what the last ``agreed`` agreed on
         self._pings: list[DoubtedPing] = []
@@ -103,11 +107,19 @@ class Suspects:
         self._pings = [*recent, DoubtedPing(trip, shift_ns, reach_ns)][-KEPT_PINGS:]
         self._newest = (shift_ns, reach_ns)
 
-    def doubt_arrival(self, device_ns: int, received_ns: int, late_ns: float, typical_ns: float) -> None:
+    @property
+    def pending(self) -> int:
+        """Arrivals in doubt of which the next ones will tell."""
+        return len(self._arrivals)
+
+    def doubt_arrival(
+        self, device_ns: int, received_ns: int, late_ns: float, typical_ns: float, *, backwards: bool = False
+    ) -> None:
         """An arrival that cannot be. ``typical_ns``: how late arrivals usually are."""
         recent = [a for a in self._arrivals if received_ns - a.received_ns < FORGOTTEN_NS]
         reach_ns = LEAST_REACH_NS + REACH * typical_ns
-        self._arrivals = [*recent, DoubtedArrival(device_ns, received_ns, late_ns, reach_ns)][-KEPT_ARRIVALS:]
+        doubted = DoubtedArrival(device_ns, received_ns, late_ns, reach_ns, backwards)
+        self._arrivals = [*recent, doubted][-KEPT_ARRIVALS:]
         self._newest = (late_ns, reach_ns)
         self.watching = True
         self._fits = 0
@@ -118,10 +130,14 @@ class Suspects:
         self._pings.clear()
 
     def arrival_fitted(self, punctual: bool) -> None:
-        """A possible arrival. Some in a row, as punctual as usual, show that the clock is the old one."""
+        """A possible arrival. Some of them, as punctual as usual, show that the clock is the old one."""
         self._fits += punctual
         if self._fits >= FITS_TO_CLEAR:
-            self.isolated += len(self._arrivals)
+            for arrival in self._arrivals:
+                if not arrival.backwards:
+                    self.isolated += 1
+                elif arrival.late_ns < LATEST_OUT_OF_ORDER_NS:
+                    self.out_of_order_ns = max(self.out_of_order_ns, arrival.late_ns)
             self._arrivals.clear()
             self.watching = False
 

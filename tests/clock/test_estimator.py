@@ -1196,3 +1196,29 @@ def test_memory_stays_bounded_and_the_bound_honest_over_a_simulated_day_of_rare_
     output = clock._epochs.output
     assert output is not None
     assert len(output._starts) == len(output._hosts) == len(output._slopes) <= 4001
+
+
+def test_pings_back_to_back_find_the_middle_of_a_link_with_slots_and_single_pings_cannot() -> None:
+    slot_ns, middle_ns = 15 * MS, {}
+    for pairs in (False, True):
+        device, noise, clock, now_ns = Device(5000 * S, 20_000), random.Random(3), Clock(), START_NS
+
+        def next_slot(ready_ns: int, noise: random.Random = noise) -> int:
+            ready_ns += noise.randint(600 * US, 900 * US)
+            return -(-ready_ns // slot_ns) * slot_ns + noise.randint(600 * US, 900 * US)
+
+        for _ in range(120):
+            sent_ns = now_ns
+            for _ in range(1 + pairs):
+                stamped_ns = next_slot(sent_ns)
+                back_ns = next_slot(stamped_ns)
+                clock.ping(RoundTrip(sent_ns, device.device_ns(stamped_ns), back_ns))
+                sent_ns = back_ns
+            clock.plan.sent(now_ns)
+            now_ns = max(back_ns, clock.plan.next_ns())
+        mapped = clock.map(device.device_ns(now_ns))
+        assert mapped is not None
+        middle_ns[pairs] = mapped.host_ns - now_ns
+        assert abs(middle_ns[pairs]) <= mapped.bound_ns
+    assert abs(middle_ns[False]) > slot_ns / 3
+    assert abs(middle_ns[True]) < MS

@@ -15,7 +15,11 @@ US, MS = 1e3, 1e6
 def carried(lowest_ns: list[float], highest_ns: list[float], deviation_ns: float = 0.0) -> Carried:
     count = len(lowest_ns)
     return Carried(
-        np.array(lowest_ns), np.array(highest_ns), np.full(count, deviation_ns), np.zeros(count, dtype=np.int64)
+        np.array(lowest_ns),
+        np.array(highest_ns),
+        np.full(count, deviation_ns),
+        np.zeros(count, dtype=np.int64),
+        np.zeros(count, dtype=bool),
     )
 
 
@@ -38,7 +42,11 @@ def test_what_all_allow_is_between_the_highest_lowest_and_the_lowest_highest(sid
 
 def test_each_is_widened_by_how_badly_it_was_carried() -> None:
     memory = Carried(
-        np.array([-2 * MS, -MS]), np.array([2 * MS, 3 * MS]), np.array([0.0, 0.5 * MS]), np.zeros(2, dtype=np.int64)
+        np.array([-2 * MS, -MS]),
+        np.array([2 * MS, 3 * MS]),
+        np.array([0.0, 0.5 * MS]),
+        np.zeros(2, dtype=np.int64),
+        np.zeros(2, dtype=bool),
     )
     assert memory.interval(0.0) == (-MS, 2 * MS)
     assert memory.interval(1.0) == (-1.5 * MS, 2 * MS)
@@ -52,6 +60,19 @@ def test_without_a_curve_the_rate_is_anything_about_zero() -> None:
     plain = memory.plain(12.0, 100_000.0)
     assert list(plain.deviation_ns) == [200_000.0, 0.0]
     assert plain.interval(2.0) == (-0.5 * MS, 0.5 * MS)
+
+
+def test_those_that_followed_another_at_once_are_even_and_tell_the_middle_once_there_are_enough() -> None:
+    """On a link with slots a ping may catch its slot, but its reply never does; second pings wait as long as theirs."""
+    memory, slot_ns = PingMemory(), 15 * MS
+    for i in range(4):
+        memory.add(2.0 * i, -0.1 * MS, slot_ns, 0, None)
+        memory.add(2.0 * i + 0.03, -slot_ns, slot_ns, 0, None, follows=True)
+    assert memory.plain(8.0, 0.0).evenly().interval(0.0) == (-0.1 * MS, slot_ns), "too few to go by"
+    memory.add(8.0, -slot_ns, slot_ns, 0, None, follows=True)
+    plain = memory.plain(8.0, 0.0)
+    assert plain.evenly().interval(0.0) == (-slot_ns, slot_ns)
+    assert plain.interval(0.0) == (-0.1 * MS, slot_ns), "the bound rests on all"
 
 
 def test_what_precedes_an_era_can_be_left_out_or_forgotten() -> None:

@@ -188,3 +188,17 @@ def test_a_stream_goes_on_until_its_own_stamps_jump(step_ns: int) -> None:
         assert track.goes_on(100 * S + elapsed_ns, 200 * S + elapsed_ns + late_ns, float(step_ns))
     assert not track.goes_on(100 * S + 10 * MS + step_ns, 200 * S + 10 * MS, 0.0)
     assert not track.goes_on(100 * S + 10 * MS + step_ns, 200 * S + 10 * MS, 2e6)
+
+
+def test_samples_that_were_out_of_order_and_nothing_more_are_no_corrupt_stamps() -> None:
+    watch = Watch()
+    for late_ns in (30e6, 90e6):
+        watch.doubt_arrival(watch.now_ns, watch.now_ns, late_ns, TYPICAL_NS, backwards=True)
+        for _ in range(5):
+            watch.arrival_fitted(True)
+    assert (watch.isolated, watch.out_of_order_ns) == (0, 90e6)
+    watch.doubt_arrival(watch.now_ns, watch.now_ns, 9e9, TYPICAL_NS, backwards=True)
+    for _ in range(5):
+        watch.arrival_fitted(True)
+    assert watch.out_of_order_ns == 90e6, "no network shuffles what is seconds apart"
+    assert watch.pending == 0
