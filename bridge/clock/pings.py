@@ -57,7 +57,8 @@ class PingMemory:
         *,
         follows: bool = False,
     ) -> None:
-        """A round trip whose device time is ``x_s``; whether it ``follows`` another at once. ``curve`` tells which of the old ones to keep."""
+        """A round trip whose device time is ``x_s``; whether it ``follows`` another at once. ``curve`` tells which of
+        the old ones to keep."""
         if self._count == CAPACITY:
             self._thin(curve)
         i = self._count
