@@ -40,7 +40,6 @@ hour: .venv/.test-installed
 	.venv/bin/python -m benchmarks.clock.hour
 
 pictures: .venv/.test-installed
-	@$(PIP_INSTALL) --editable '.[pictures]'
 	.venv/bin/python -m benchmarks.clock.pictures
 
 ndsi-env: .venv-ndsi/.installed
@@ -58,7 +57,7 @@ ndsi-env: .venv-ndsi/.installed
 .venv/.test-installed: .venv/bin/python setup.py requirements.lock
 	@command -v ip >/dev/null || $(call debian,iproute2)
 	@echo "installing pupil-bridge with ROS 2 and what its tests need into .venv: a minute or more ..."
-	@$(PIP_INSTALL) --editable '.[ros,test]'
+	@$(PIP_INSTALL) --editable '.[ros,test,pictures]'
 	@touch $@
 
 # The unmodified ndsi client lives with numpy < 2 and Python 3.11 alone, so it has an environment of its own.

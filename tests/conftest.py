@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import random
+import signal
 import tempfile
 import threading
 import time
@@ -26,6 +27,9 @@ os.environ["ROS_PYTHON_CHECK_FIELDS"] = "1"
 os.environ["ROS_LOG_DIR"] = _DIRECTORY.name
 os.environ["XDG_STATE_HOME"] = _DIRECTORY.name
 os.environ["STATE_DIRECTORY"] = _DIRECTORY.name
+
+# A shell makes what it runs in the background ignore SIGINT, and its children after it; tests send it to theirs.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 THREADS_END_S = 3.0
 

@@ -119,13 +119,14 @@ def missing(rows: list[dict[str, Any]], truth: list[dict[str, Any]]) -> list[dic
     and a subscriber by what is sent.
     """
     found = {row["sequence"] for row in rows}
+    lowest, highest = min(found), max(found)
     first, last = min(row["device_ns"] for row in rows), max(row["device_ns"] for row in rows)
     return [
         row
         for row in truth
         if row["sent"]
         and first <= row["device_ns"] <= last
-        and min(found) < row["sequence"] < max(found)
+        and lowest < row["sequence"] < highest
         and row["sequence"] not in found
     ]
 
