@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bridge.clock.changes import Changes
-from bridge.clock.curve import Curve
+from bridge.clock.curve import ARRIVALS, REPLIES, REQUESTS, Curve
 from bridge.clock.fit import Fit, Points, Prior, Problem
 from bridge.clock.floor import FloorMemory, FloorPoint
 
@@ -21,6 +21,12 @@ FIRST_FITS, RARELY = 40, 4  # the wander is learned at each of the first fits, t
 LEAST_POINTS, LEAST_TO_LEARN = 3, 8  # for a curve, and for its wander
 FEW_POINTS = 24  # so few are weighted anew at every fit: a wrong beginning must not last
 MILD_FIRST = (16.0, 4.0, 1.0, 1.0)  # the leniency with few points: none may be condemned by a rough first curve
+GROUP = 4  # blocks of round trips that are looked at together
+ASTRAY_SHARE = 0.04  # of the newest, in what is remembered of it
+CLIPPED = 3.0  # standard deviations: nothing alone shows much
+ASTRAY, STRAIGHT = 2.8, 1.5  # squares of standard deviations
+MORE, LESS = 1.3, 0.998  # a fit: fast where it is wrong, and slowly back
+MOST_DISTRUST = 100.0
 AHEAD_S = 1.0  # the curve reaches so far beyond now
 
 
@@ -34,6 +40,8 @@ class Drift:
         self.first_rate_deviation_ns_s = UNKNOWN_RATE_NS_S
         self._fits = 0
         self._try_more = True
+        self._astray = 1.0  # how early round trips have been lately; about 1 where all is chance
+        self._distrust = 1.0  # by how much the arrivals' scatter understates how far their floor wanders
 
     def keep_rate(self, rate_ns_s: float) -> None:
         """The rate that this device had when it was last here."""
@@ -76,7 +84,7 @@ class Drift:
             points.weight[:] = 1.0
             leniency = MILD_FIRST
         prior = Prior(
-            scatter_ns=scatter_ns,
+            scatter_ns=(self._distrust * scatter_ns[ARRIVALS], scatter_ns[REPLIES], scatter_ns[REQUESTS]),
             wander=self.wander,
             rate_ns_s=self.first_rate_ns_s,
             rate_deviation_ns_s=self.first_rate_deviation_ns_s,
@@ -91,10 +99,27 @@ class Drift:
         given = iter(weight.tolist())
         for floor in floors:
             floor.believe(given)
+        self._learn_distrust(points, fit)
         self._fits += 1
         if count >= LEAST_TO_LEARN and (self._fits % RARELY == 0 or self._fits < FIRST_FITS):
             self._learn_wander(problem)
         return fit
+
+    def _learn_distrust(self, points: Points, fit: Fit) -> None:
+        """Where the replies or the requests of some blocks in a row are early, which no traffic can make them, the
+        floor of arrivals has led the curve astray: it wanders itself, as on a computer that is busy now and then."""
+        early = 0.0
+        for family in (REPLIES, REQUESTS):
+            late = fit.late[points.family == family][-GROUP:]
+            if len(late) < GROUP:
+                return
+            together = float(np.clip(late, -CLIPPED, CLIPPED).sum()) / GROUP**0.5
+            early += min(together, 0.0) ** 2
+        self._astray += ASTRAY_SHARE * (early - self._astray)
+        if self._astray > ASTRAY:
+            self._distrust = min(MOST_DISTRUST, self._distrust * MORE)
+        elif self._astray < STRAIGHT:
+            self._distrust = max(1.0, self._distrust * LESS)
 
     def _learn_wander(self, problem: Problem) -> None:
         """One step up or down, in turns, where the evidence for it is clear."""

@@ -48,6 +48,7 @@ class Fit(NamedTuple):
 
     curve: Curve
     weight: Floats  # of each point
+    late: Floats  # how far each point lies on its late side, in its standard deviations
     set_clock: tuple[tuple[int, int], ...]  # (era, column of the covariance) of each shift of everything
 
 
@@ -166,7 +167,7 @@ class Problem:
                 set_clock.append((shift.era, column))
         covariance = self._levels(self._levels(np.linalg.inv(matrix)).T)
         curve = Curve(self._x_s, solution[:knots] + self._base_ns, covariance, shifts, self._prior.breaks, knots)
-        return Fit(curve, weight, tuple(set_clock))
+        return Fit(curve, weight, late * lenient, tuple(set_clock))
 
     def cost(self, wander: float) -> float:
         """Minus twice the logarithm of the evidence for a wander, but for a constant, at the weights of ``solve``."""
