@@ -1,29 +1,54 @@
-"""The configuration: one TOML file -> a frozen, typed tree, or one ConfigError that names every fault at once.
+"""The configuration: TOML files -> a frozen, typed tree, or one ConfigError that names every fault at once.
 
 ``config/bridge.toml`` shows every key with its meaning. The models below are what the rest of the bridge sees. Build
 them with ``load`` or ``parse``: these also check what no single table can know (names that clash, and so on).
+``config_layers.py`` says how drop-ins and the environment change what a file says.
 """
 
 from __future__ import annotations
 
+import os
 import tomllib
+from collections.abc import Mapping
 from fnmatch import fnmatchcase
 from ipaddress import IPv4Address
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    SecretStr,
+    ValidationError,
+    model_validator,
+)
 
 from bridge import config_checks as checks
-from bridge.config_faults import faults_of, report
+from bridge.config_faults import Fault, faults_of, report
+from bridge.config_layers import Layer, Merged, drop_ins, environment
 from bridge.errors import ConfigError
 
 
-def load(path: Path) -> Config:
-    """The configuration in the file ``path``. Raises ConfigError, also when it cannot be read."""
+def load(path: Path, environ: Mapping[str, str] = os.environ) -> Config:
+    """The configuration in the file ``path``, its drop-ins and the environment. Raises ConfigError."""
+    files = [path, *drop_ins(path)]
+    layers = [_layer(_read(file), str(file)) for file in files]
+    variables, faults = environment(environ, VARIABLES)
+    return _build([*layers, variables] if variables.variables else layers, faults)
+
+
+def parse(text: str, origin: str) -> Config:
+    """The configuration in ``text``, which errors call ``origin``. Raises ConfigError with all faults, one a line."""
+    return _build([_layer(text, origin)], [])
+
+
+def _read(path: Path) -> str:
     try:
         # Windows editors begin a file with a byte order mark.
-        text = path.read_bytes().decode("utf-8-sig")
+        return path.read_bytes().decode("utf-8-sig")
     except OSError as error:
         raise ConfigError(f"{path}: cannot be read: {error.strerror or error}") from error
     except UnicodeDecodeError as error:
@@ -31,11 +56,9 @@ def load(path: Path) -> Config:
         raise ConfigError(f"{path}: is not UTF-8 text (line {line})") from error
     except ValueError as error:  # a path with a zero byte
         raise ConfigError(f"{str(path)!r}: cannot be read: {error}") from error
-    return parse(text, str(path))
 
 
-def parse(text: str, origin: str) -> Config:
-    """The configuration in ``text``, which errors call ``origin``. Raises ConfigError with all faults, one a line."""
+def _layer(text: str, origin: str) -> Layer:
     try:
         tree = tomllib.loads(text)
     except ValueError as error:
@@ -45,13 +68,22 @@ def parse(text: str, origin: str) -> Config:
     # Before all others, as pydantic must not see such numbers.
     if faults := list(checks.oversized(tree)):
         raise ConfigError(report(text, origin, faults))
-    faults = list(checks.together(tree))
+    return Layer(origin, text, tree)
+
+
+def _build(layers: list[Layer], faults: list[Fault]) -> Config:
+    """``faults``: what is known to be wrong already with the last layer."""
     try:
-        config = Config.model_validate(tree)
+        merged = Merged(layers)
+    except RecursionError as error:
+        raise ConfigError(f"{layers[0].origin}: is nested too deeply") from error
+    found = list(checks.together(merged.tree))
+    try:
+        config = Config.model_validate(merged.tree)
     except ValidationError as error:
-        raise ConfigError(report(text, origin, [*faults_of(error, Config), *faults])) from error
-    if faults:
-        raise ConfigError(report(text, origin, faults))
+        raise ConfigError(merged.report([*faults_of(error, Config), *found], faults)) from error
+    if found or faults:
+        raise ConfigError(merged.report(found, faults))
     return config
 
 
@@ -173,6 +205,7 @@ class Ros2Sink(_Table):
     namespace: Annotated[str, AfterValidator(checks.ros_namespace)] = "pupil_bridge"
     node_name: Annotated[str, AfterValidator(checks.ros_node_name)] = "pupil_bridge"
     queue_size: Annotated[int, Field(ge=10, le=100_000)] = 1000
+    when_full: Literal["drop_oldest", "drop_newest"] = "drop_oldest"
 
 
 class ClockConfig(_Table):
@@ -200,7 +233,7 @@ class LoggingConfig(_Table):
     """What is logged, and how it is written."""
 
     level: Annotated[Literal["debug", "info", "warning", "error"], BeforeValidator(checks.lower)] = "info"
-    format: Literal["text", "json"] = "text"
+    format: Literal["auto", "text", "json", "journal"] = "auto"
 
 
 class ServiceConfig(_Table):
@@ -214,11 +247,57 @@ Source = Annotated[NdsiSource | PupilCoreSource, Field(discriminator="type")]
 Sink = Annotated[LslSink | Ros2Sink, Field(discriminator="type")]
 
 
+class HttpConfig(_Table):
+    """Status, metrics and control over HTTP; ``listen`` None is off. Control needs a token, the rest does not on
+    loopback."""
+
+    listen: Annotated[tuple[str, int] | None, BeforeValidator(checks.listen)] = None
+    allow_remote: bool = False
+    token: Annotated[
+        Annotated[SecretStr, Field(min_length=checks.TOKEN_LENGTH, max_length=1000)] | None,
+        BeforeValidator(checks.empty_is_none),
+    ] = None
+    token_file: Annotated[Path | None, BeforeValidator(checks.path)] = None
+
+    def secret(self) -> str | None:
+        """The token, read from its file where it has one. Raises ConfigError when that has none."""
+        if self.token_file is None:
+            return None if self.token is None else self.token.get_secret_value()
+        try:
+            found = self.token_file.read_text(encoding="ascii").strip()
+        except (OSError, ValueError) as error:
+            reason = error.strerror if isinstance(error, OSError) else "it is not ASCII text"
+            raise ConfigError(f"http.token_file {self.token_file} cannot be read: {reason}") from error
+        if not checks.TOKEN_LENGTH <= len(found) <= 1000:
+            raise ConfigError(f"http.token_file {self.token_file}: a token has {checks.TOKEN_LENGTH} to 1000 letters")
+        return found
+
+
+class OverloadConfig(_Table):
+    """How much of one stream is taken: what a broken or hostile device sends beyond is dropped and counted."""
+
+    flood_hz: Annotated[float, Field(ge=100, le=1_000_000)] = 2000.0
+
+
 class Config(_Table):
-    """The whole file."""
+    """The whole configuration."""
 
     sources: Annotated[tuple[Source, ...], Field(strict=False, min_length=1)] = Field(alias="source")
     sinks: Annotated[tuple[Sink, ...], Field(strict=False, min_length=1)] = Field(alias="sink")
     clock: ClockConfig = ClockConfig()
     logging: LoggingConfig = LoggingConfig()
     service: ServiceConfig = ServiceConfig()
+    http: HttpConfig = HttpConfig()
+    overload: OverloadConfig = OverloadConfig()
+
+
+def _is_text(default: object) -> bool:
+    return not isinstance(default, int | float)  # bool is an int
+
+
+# The tables that the environment can set, their keys, and which of those are text.
+VARIABLES = {
+    table: {key: _is_text(inner.default) for key, inner in type(field.default).model_fields.items()}
+    for table, field in Config.model_fields.items()
+    if isinstance(field.default, _Table)
+}

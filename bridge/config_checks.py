@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
-from ipaddress import IPv4Address, IPv6Address
+from ipaddress import IPv4Address, IPv6Address, ip_address
 from pathlib import Path
 from typing import Any, Final
 
@@ -23,6 +23,7 @@ _ROS_NAME: Final = re.compile(r"[A-Za-z][A-Za-z0-9]*(_[A-Za-z0-9]+)*")
 _ADDRESS: Final = re.compile(
     r"(?:\[(?P<v6>[0-9A-Fa-f:.]+)\]|(?P<host>[A-Za-z0-9][A-Za-z0-9._-]{0,252})):(?P<port>[0-9]{1,5})"
 )
+TOKEN_LENGTH: Final = 16  # at least
 _MOST_PATH_BYTES: Final = 107  # sockaddr_un.sun_path on Linux, without its terminating zero
 
 
@@ -109,6 +110,31 @@ def socket_path(value: Path | None) -> Path | None:
     return value
 
 
+def listen(value: object) -> tuple[str, int] | None:
+    """``address:port`` of this machine; "off" is None."""
+    if value == "off" or value is None:
+        return None
+    words = f'{show(value)} is not an address to listen on: write "127.0.0.1:8420", or "off"'
+    if not isinstance(value, str):
+        raise ValueError(words)
+    try:
+        host, port = host_and_port(value)
+    except ValueError as error:
+        raise ValueError(words) from error
+    if host == "localhost":
+        host = "127.0.0.1"
+    try:
+        ip_address(host)
+    except ValueError as error:
+        raise ValueError(words) from error
+    return host, port
+
+
+def empty_is_none(value: object) -> object:
+    """"" is how the file says that there is no token."""
+    return None if value == "" else value
+
+
 def zero_is_unknown(value: object) -> object:
     """0 is how the file says that a rate is not known."""
     return None if not isinstance(value, bool) and value == 0 else value
@@ -157,6 +183,7 @@ def together(tree: dict[str, Any]) -> Iterator[Fault]:
     yield from _clashing_names(tree)
     yield from _clashing_sources(tree)
     yield from _unreachable_devices(tree)
+    yield from _open_http(tree)
     kinds: dict[str, Place] = {}
     for place, sink in _entries(tree.get("sink"), ("sink",)):
         kind = sink.get("type")
@@ -164,6 +191,27 @@ def together(tree: dict[str, Any]) -> Iterator[Fault]:
             yield Fault(
                 (*place, "type"), f"{spell(kinds[kind])} is {kind!r} already; there can be one sink of each type"
             )
+
+
+def _open_http(tree: dict[str, Any]) -> Iterator[Fault]:
+    """HTTP that other computers can reach has to be asked for, and to be locked."""
+    http = tree.get("http")
+    if not isinstance(http, dict):
+        return
+    token, token_file = http.get("token", "") != "", http.get("token_file", "auto") != "auto"
+    if token and token_file:
+        yield Fault(("http", "token_file"), "there is http.token already; set one of them")
+    try:
+        where = listen(http.get("listen"))
+    except ValueError:
+        return  # a fault of its own
+    if where is None or ip_address(where[0]).is_loopback:
+        return
+    if http.get("allow_remote") is not True:
+        words = f"{show(http['listen'])} can be reached by other computers: that needs http.allow_remote = true"
+        yield Fault(("http", "listen"), words)
+    elif not (token or token_file):
+        yield Fault(("http", "listen"), "other computers need a token: set http.token or http.token_file")
 
 
 def _entries(value: object, place: Place) -> Iterator[tuple[Place, dict[str, Any]]]:

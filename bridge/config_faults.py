@@ -28,6 +28,9 @@ _BOUNDS: Final = {
 }
 
 
+SECRETS: Final = ("token",)  # whose values no message may show
+
+
 class Fault(NamedTuple):
     """One thing that is wrong, at ``place`` of the TOML tree."""
 
@@ -74,7 +77,7 @@ def faults_of(error: ValidationError, root: type[BaseModel]) -> Iterator[Fault]:
     tables = dict(tables_of(root))
     for detail in error.errors(include_url=False):
         loc = detail["loc"]
-        if detail["type"] == "too_short" and detail["input"]:
+        if detail["type"] == "too_short" and isinstance(detail["input"], list | tuple) and detail["input"]:
             continue  # not empty, but pydantic counts only the entries that have no fault
         table: tuple[str, ...] = ()
         place: Place = ()
@@ -128,7 +131,8 @@ def _guess(given: str, known: list[str], otherwise: str, *, quoted: bool = False
 
 
 def _words(detail: ErrorDetails, place: Place) -> str:
-    kind, context, given = detail["type"], detail.get("ctx", {}), show(detail["input"])
+    kind, context = detail["type"], detail.get("ctx", {})
+    given = "this" if place and place[-1] in SECRETS else show(detail["input"])
     listed = f"[[{'.'.join(str(part) for part in place if not isinstance(part, int))}]]"
     match kind:
         case "value_error":
@@ -141,6 +145,8 @@ def _words(detail: ErrorDetails, place: Place) -> str:
             return f"must be a list of tables: write {listed} with double brackets"
         case "tuple_type":
             return f"must be a list in [ ], not {given}"
+        case "too_short" if place[-1] in SECRETS:
+            return f"must have at least {context['min_length']} letters"
         case "too_short":
             return "must not be empty"
         case "literal_error":
@@ -154,7 +160,7 @@ def _words(detail: ErrorDetails, place: Place) -> str:
             return f'must be text in "quotes", not {given}'
         case "string_too_short":
             return "must not be empty"
-        case "string_too_long":
+        case "string_too_long" | "too_long":
             return f"must have at most {context['max_length']} characters"
         case "model_type" | "model_attributes_type" | "dict_type":
             return f"must be a table, not {given}"

@@ -130,7 +130,7 @@ def test_what_is_left_out_has_the_documented_default() -> None:
     assert (ros.namespace, ros.node_name, ros.queue_size) == ("pupil_bridge", "pupil_bridge", 1000)
     assert (config.clock.hold_ns, config.clock.unlocked) == (5_000_000_000, "hold")
     assert (config.clock.ping_interval_ns, config.clock.recording_ping_interval_ns) == (10**9, 10**10)
-    assert (config.logging.level, config.logging.format) == ("info", "text")
+    assert (config.logging.level, config.logging.format) == ("info", "auto")
     assert (config.service.socket, config.service.state_dir) == (None, None)
 
 
