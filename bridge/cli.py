@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import importlib
 import json
+import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -50,48 +52,88 @@ def run(config_path: Path) -> None:
     """Run the bridge until it is stopped (Ctrl-C or SIGTERM)."""
     from bridge import config, daemon
     from bridge.service import logs
+    from bridge.service.notify import Notifier
 
-    tree = config.load(config_path)
+    def load() -> config.Config:
+        return config.load(config_path)
+
+    tree = load()
     logs.set_up(tree.logging.level, tree.logging.format)
     daemon.raise_file_limit()
 
     async def serve() -> None:
-        await daemon.Daemon(tree).run(daemon.stop_signal)
+        notifier = Notifier.from_environment(os.environ)
+        bridge = daemon.Daemon(tree, load=load, path=config_path, notifier=notifier)
+        daemon.on_reload_signal(bridge.request_reload)
+        await bridge.run(daemon.stop_signal)
 
     daemon.run_loop(serve())
 
 
 @main.command("check-config")
 @click.argument("file", type=click.Path(path_type=Path))
+@click.option("--show", is_flag=True, help="Print what is in effect, every setting with its value, as JSON.")
 @_errors_in_one_line
-def check_config(file: Path) -> None:
-    """Check the configuration FILE, and name all its faults."""
-    from bridge import config
+def check_config(file: Path, show: bool) -> None:
+    """Check the configuration FILE, and name all its faults.
+
+    With it its drop-ins (config.d/*.toml beside it) and the variables PUPIL_BRIDGE_... of the environment.
+    """
+    from bridge import config, config_layers
 
     tree = config.load(file)
-    click.echo(f"{file}: good: {len(tree.sources)} sources, {len(tree.sinks)} sinks")
+    tree.http.secret()
+    if show:
+        click.echo(tree.model_dump_json(indent=2, by_alias=True))  # pydantic writes secrets as stars
+        return
+    drop_ins = config_layers.drop_ins(file)
+    names = f" and {len(drop_ins)} drop-ins" if drop_ins else ""
+    click.echo(f"{file}{names}: good: {len(tree.sources)} sources, {len(tree.sinks)} sinks")
+
+
+@main.command()
+@click.option("--socket", "socket_path", type=click.Path(path_type=Path), help="The daemon's control socket.")
+@_errors_in_one_line
+def reload(socket_path: Path | None) -> None:
+    """Let a running daemon load its configuration anew.
+
+    Devices, sources and sinks whose configuration stays go on without losing a sample. A configuration with a fault
+    is refused whole, and the old one goes on.
+    """
+    from bridge.service import control_socket
+
+    answer = control_socket.ask(socket_path or control_socket.default_socket_path(), "reload")
+    click.echo(answer["changes"])
 
 
 @main.command()
 @click.option("--json", "as_json", is_flag=True, help="The whole status as JSON.")
+@click.option("--watch", is_flag=True, help="Draw it again twice a second, until Ctrl-C.")
 @click.option("--socket", "socket_path", type=click.Path(path_type=Path), help="The daemon's control socket.")
 @_errors_in_one_line
-def status(as_json: bool, socket_path: Path | None) -> None:
+def status(as_json: bool, watch: bool, socket_path: Path | None) -> None:
     """Show a running daemon's devices, streams and clocks.
 
-    Rates, ages and drops of every stream; offset, error bound and drift of every device's clock.
+    What is wrong; rates, ages and drops of every stream; offset, error bound and drift of every device's clock.
     """
     from bridge.service import control_socket
 
-    tree = control_socket.ask(socket_path or control_socket.default_socket_path(), "status")
+    if as_json and watch:
+        raise click.UsageError("--json and --watch exclude each other")
+    path = socket_path or control_socket.default_socket_path()
     if as_json:
-        click.echo(json.dumps(tree, indent=2))
+        click.echo(json.dumps(control_socket.ask(path, "status"), indent=2))
         return
+    tree = None if watch else control_socket.ask(path, "status")
     from rich.console import Console
 
     from bridge.service import table
 
-    Console().print(table.status_table(tree))
+    if tree is not None:
+        Console().print(table.status_table(tree))
+        return
+    with contextlib.suppress(KeyboardInterrupt):
+        table.watch(lambda: control_socket.ask(path, "status"), Console())
 
 
 @main.command()
@@ -136,6 +178,36 @@ def demo(duration: float, report: Path | None, no_ros: bool, truth_dir: Path | N
     from bridge import demo as demo_module
 
     demo_module.run(duration_s=duration, report=report, ros=not no_ros, truth_dir=truth_dir)
+
+
+@main.command("install-service")
+@click.option("--user", is_flag=True, help="A service of your own instead of the computer's.")
+@click.option(
+    "--config",
+    "config_path",
+    type=click.Path(path_type=Path),
+    help="The TOML file to run (default: bridge.toml in /etc/pupil-bridge or, with --user, ~/.config/pupil-bridge).",
+)
+@click.option("--now", is_flag=True, help="Start it as well.")
+@_errors_in_one_line
+def install_service(user: bool, config_path: Path | None, now: bool) -> None:
+    """Have systemd run this installation at boot.
+
+    Writes the unit, and a first configuration where there is none. Nothing that is there already is overwritten.
+    """
+    from bridge.service import install
+
+    install.install(user, config_path, now, click.echo)
+
+
+@main.command("uninstall-service")
+@click.option("--user", is_flag=True, help="The service of your own.")
+@_errors_in_one_line
+def uninstall_service(user: bool) -> None:
+    """Stop the service and take it out of systemd. The configuration stays."""
+    from bridge.service import install
+
+    install.uninstall(user, click.echo)
 
 
 class _Simulators(click.Group):

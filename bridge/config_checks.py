@@ -131,7 +131,7 @@ def listen(value: object) -> tuple[str, int] | None:
 
 
 def empty_is_none(value: object) -> object:
-    """"" is how the file says that there is no token."""
+    """ "" is how the file says that there is no token."""
     return None if value == "" else value
 
 

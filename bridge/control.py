@@ -1,78 +1,175 @@
-"""The one control surface: what the command line, and later ROS, LSL markers and HTTP, can ask of the daemon."""
+"""The one control surface: what the command line and HTTP, and later ROS and LSL markers, can ask of the daemon.
+
+``COMMANDS`` names every command with its arguments. A command for a device is carried out by what its source has put
+into ``Device.actions``; a device without it refuses with a sentence.
+"""
 
 from __future__ import annotations
 
-from typing import Any
+from datetime import UTC, datetime
+from typing import Any, Final, Protocol
+
+import msgspec
 
 from bridge import __version__
+from bridge.errors import BridgeError, Refused, UnknownCommand
+from bridge.loop_lag import LoopLag
 from bridge.pipeline import Device, Pipeline
 from bridge.sources import Source
+from bridge.status import device_problems, device_status, process_status
+
+LATE_S = 0.5  # of the loop: longer than streams are put in order for, and what a person notices
+
+
+class NoArguments(msgspec.Struct, forbid_unknown_fields=True):
+    """status, reload"""
+
+
+class Record(msgspec.Struct, forbid_unknown_fields=True):
+    """record: starts or stops the recording on one device, or on all that there are."""
+
+    action: str
+    device: str | None = None
+    session: str | None = None
+
+
+class Event(msgspec.Struct, forbid_unknown_fields=True):
+    """event, annotate: a text at a time, which is CLOCK_MONOTONIC (LSL) seconds; None: now."""
+
+    text: str
+    device: str | None = None
+    host_s: float | None = None
+
+
+class Calibrate(msgspec.Struct, forbid_unknown_fields=True):
+    """calibrate: starts or stops the calibration of one device."""
+
+    action: str
+    device: str | None = None
+
+
+COMMANDS: Final[dict[str, type[msgspec.Struct]]] = {
+    "status": NoArguments,
+    "reload": NoArguments,
+    "record": Record,
+    "event": Event,
+    "annotate": Event,
+    "calibrate": Calibrate,
+}
+
+
+class Owner(Protocol):
+    """What Control needs of the daemon."""
+
+    pipeline: Pipeline
+    lag: LoopLag
+    loaded_at: datetime
+    reloads: int
+    refused: str | None
+    path: str | None
+
+    @property
+    def sources(self) -> list[Source]: ...
+
+    def problems(self) -> list[str]: ...
+
+    async def reload(self) -> str: ...
 
 
 class Control:
-    """Answers questions about a running daemon. Every answer is made of JSON types."""
+    """Answers questions about a running daemon and carries out commands. Every answer is made of JSON types."""
 
-    def __init__(self, pipeline: Pipeline, sources: list[Source]) -> None:
-        self._pipeline = pipeline
-        self._sources = sources
-        self._started_ns = pipeline.now_ns()
+    def __init__(self, owner: Owner) -> None:
+        self._owner = owner
+        self._started_ns = owner.pipeline.now_ns()
+
+    async def request(self, command: str, arguments: dict[str, Any]) -> Any:
+        """Carries out a command. Raises UnknownCommand, or BridgeError with a sentence that says why not."""
+        kind = COMMANDS.get(command)
+        if kind is None:
+            raise UnknownCommand(f"unknown command {command[:50]!r}; there are {', '.join(COMMANDS)}")
+        try:
+            given = msgspec.convert(arguments, kind)
+        except msgspec.ValidationError as error:
+            raise BridgeError(f"{command}: {error}") from error
+        match given:
+            case NoArguments():
+                return self.status() if command == "status" else {"changes": await self._owner.reload()}
+            case Record(action=action) | Calibrate(action=action) if action not in ("start", "stop"):
+                raise BridgeError(f"{command}: the action is 'start' or 'stop', not {action[:50]!r}")
+            case Record(device=device) | Event(device=device) | Calibrate(device=device):
+                return await self._act(command, device, given)
+
+    async def _act(self, command: str, name: str | None, given: msgspec.Struct) -> dict[str, str]:
+        """What each device answered. Raises Refused when one that was named, or all, cannot."""
+        devices = self._owner.pipeline.devices
+        if name is not None and name not in devices:
+            known = ", ".join(devices) or "none"
+            raise Refused(f"there is no device {name[:50]!r}; known are: {known}")
+        chosen = [devices[name]] if name is not None else [d for d in devices.values() if command in d.actions]
+        answers = {device.descriptor.name: await self._ask(device, command, given) for device in chosen}
+        if not answers:
+            raise Refused(f"{command}: no device that is known can do that through the bridge")
+        return answers
+
+    async def _ask(self, device: Device, command: str, given: msgspec.Struct) -> str:
+        name, action = device.descriptor.name, device.actions.get(command)
+        if action is None:
+            raise Refused(f"{name}: {command} is not possible with this device ({device.descriptor.model})")
+        if not device.connected:
+            raise Refused(f"{name}: the device is not there")
+        return await action(given)
 
     def status(self) -> dict[str, Any]:
         """Everything that is known now: devices with clock and streams, sources, sinks, seconds since the start."""
-        now_ns = self._pipeline.now_ns()
+        owner = self._owner
+        now_ns = owner.pipeline.now_ns()
+        now_s = now_ns / 1e9
+        devices = [device_status(device, now_ns, self.sink_names) for device in owner.pipeline.devices.values()]
         return {
             "version": __version__,
             "duration_s": (now_ns - self._started_ns) / 1e9,
-            "devices": [_device(device, now_ns, self.sink_names) for device in self._pipeline.devices.values()],
-            "sources": [{"name": source.name, **source.status()} for source in self._sources],
+            "problems": self._problems(devices, now_s),
+            "devices": devices,
+            "sources": [{"name": source.name, **source.status()} for source in owner.sources],
             "sinks": self.sink_names,
+            "sink_status": [{"name": sink.name, **sink.status()} for sink in owner.pipeline.sinks],
+            "loop": {"lag_s": owner.lag.worst_since_s(now_s, 1.0), "worst_lag_s": owner.lag.worst_s},
+            "process": process_status(),
+            "config": {
+                "path": owner.path,
+                "loaded_at": owner.loaded_at.astimezone(UTC).isoformat(timespec="seconds"),
+                "reloads": owner.reloads,
+                "refused": owner.refused,
+            },
         }
+
+    def _problems(self, devices: list[dict[str, Any]], now_s: float) -> list[str]:
+        problems = [problem for device in devices for problem in device_problems(device)]
+        late_s = self._owner.lag.worst_since_s(now_s, 60.0)
+        if late_s > LATE_S:
+            problems.append(f"this computer is too busy: the bridge was {late_s:.1f} s late in the last minute")
+        problems += self._owner.problems()
+        if self._owner.refused is not None:
+            first = self._owner.refused.splitlines()[0]
+            problems.append(f"the configuration was refused, the one of before goes on: {first}")
+        return problems
+
+    def summary(self) -> str:
+        """One line for a person: how many devices are there, and what is wrong."""
+        now_ns = self._owner.pipeline.now_ns()
+        devices = [device_status(device, now_ns, ()) for device in self._owner.pipeline.devices.values()]
+        there = [device["name"] for device in devices if device["connected"]]
+        locked = sum(device["clock"]["state"] == "locked" for device in devices if device["connected"])
+        words = f"{len(there)} of {len(devices)} devices there"
+        if there:
+            words += f" ({', '.join(there[:4])}{', ...' if len(there) > 4 else ''}), {locked} clocks locked"
+        words += f", to {' and '.join(self.sink_names)}"
+        problems = self._problems(devices, now_ns / 1e9)
+        if problems:
+            words += f". {problems[0]}" + (f", and {len(problems) - 1} more" if len(problems) > 1 else "")
+        return words
 
     @property
     def sink_names(self) -> list[str]:
-        return [sink.name for sink in self._pipeline.sinks]
-
-
-def _device(device: Device, now_ns: int, sinks: list[str]) -> dict[str, Any]:
-    clock = device.clock_status(now_ns)
-    streams = []
-    for stream in device.streams.values():
-        recent_in_hz, recent_out_hz = stream.recent_rates_hz()
-        streams.append(
-            {
-                "name": stream.descriptor.name,
-                "lsl_name": stream.descriptor.lsl_name,
-                "expected_rate_hz": stream.descriptor.expected_rate_hz,
-                "rate_in_hz": stream.rate_in_hz,
-                "recent_rate_in_hz": recent_in_hz,
-                "recent_rate_out_hz": recent_out_hz,
-                "age_s": None if stream.last_received_ns is None else (now_ns - stream.last_received_ns) / 1e9,
-                "samples_in": stream.samples_in,
-                "samples_out": {s: stream.outputs[s].samples_out if s in stream.outputs else 0 for s in sinks},
-                "dropped": stream.all_drops(),
-            }
-        )
-    return {
-        "name": device.descriptor.name,
-        "kind": device.descriptor.kind,
-        "connected": device.connected,
-        "clock": {
-            "state": clock.state.name.lower(),
-            "offset_s": _seconds(clock.offset_ns),
-            "bound_s": _seconds(clock.bound_ns),
-            "precision_s": _seconds(clock.precision_ns),
-            "rtt_min_s": _seconds(clock.rtt_min_ns),
-            "rtt_median_s": _seconds(clock.rtt_median_ns),
-            "drift_ppm": clock.drift_ppm,
-            "age_s": _seconds(clock.age_ns),
-            "epoch": clock.epoch,
-            "pings_accepted": clock.pings_accepted,
-            "pings_rejected": device.clock.pings_rejected,
-        },
-        "streams": streams,
-        "malformed": dict(device.malformed),
-    }
-
-
-def _seconds(ns: int | None) -> float | None:
-    return None if ns is None else ns / 1e9
+        return [sink.name for sink in self._owner.pipeline.sinks]

@@ -1,4 +1,4 @@
-"""The daemon: opens the sinks, runs the sources, and stops both in the right order."""
+"""The daemon: opens the sinks, runs the sources, changes both when its configuration does, stops them in order."""
 
 from __future__ import annotations
 
@@ -7,18 +7,28 @@ import contextlib
 import logging
 import signal
 import sys
+import time
 from collections.abc import Awaitable, Callable
+from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
+
+import msgspec
 
 from bridge.clock import ClockSettings
 from bridge.clock.host import SuspendWatch, steady_scale
-from bridge.config import Config, LslSink, NdsiSource, Ros2Sink
+from bridge.config import ClockConfig, Config
+from bridge.config import Source as SourceConfig
+from bridge.config_changes import Changes, Key, changes, source_key
 from bridge.control import Control
-from bridge.errors import BridgeError, ConfigError
+from bridge.errors import BridgeError, Refused
+from bridge.loop_lag import LoopLag
 from bridge.names import DeviceNames, default_state_dir
-from bridge.pipeline import Pipeline, Sink
-from bridge.service import control_socket
+from bridge.opening import make_source, open_sinks
+from bridge.pipeline import Pipeline, PipelineSettings
+from bridge.service import control_socket, logs
+from bridge.service.http_settings import HttpSettings
+from bridge.service.notify import Notifier
 from bridge.sources import Source
 from bridge.supervisor import supervise
 
@@ -26,128 +36,278 @@ log = logging.getLogger(__name__)
 
 HOST_CLOCKS_S = 0.1
 TICK_S = 1.0
-NO_RCLPY = (
-    "ROS 2: rclpy is not installed, nothing is published there (pip install 'pupil-bridge[ros]', or source a ROS)"
-)
-NO_ROS = "ROS 2: cannot be started, nothing is published there: %s"
+SAVE_AGAIN_TICKS = 60
 
 
-def open_sinks(config: Config) -> list[Sink]:
-    """The sinks of the configuration. One that this computer cannot run is said in one line and left out.
-
-    Raises ConfigError when none is left.
-    """
-    sinks: list[Sink] = []
-    for sink in config.sinks:
-        if isinstance(sink, LslSink):
-            from bridge.sinks import lsl
-
-            sinks.append(lsl.LslSink(sink.max_buffered_s))
-        elif (opened := _open_ros2(sink)) is not None:
-            sinks.append(opened)
-    if not sinks:
-        raise ConfigError("no sink can be opened: install what it needs, or configure another one")
-    return sinks
-
-
-def _open_ros2(sink: Ros2Sink) -> Sink | None:
-    try:
-        from bridge.sinks import ros2
-    except ImportError as error:
-        if error.name == "rclpy":
-            log.warning(NO_RCLPY)
-        elif error.name is not None and error.name.startswith("bridge"):
-            raise
-        else:  # a ROS for another Python, or without the messages that are needed
-            log.error(NO_ROS, " ".join(str(error).split()))
-        return None
-    try:
-        return ros2.Ros2Sink(sink.namespace, sink.node_name, sink.queue_size)
-    except BridgeError as error:  # a wrong environment; the traceback would say no more
-        log.error(NO_ROS, error)
-        return None
-
-
-def make_sources(config: Config) -> list[Source]:
-    """The sources of the configuration, not yet running."""
-    names = DeviceNames(config.service.state_dir or default_state_dir())
-    sources: list[Source] = []
-    for source in config.sources:
-        if isinstance(source, NdsiSource):
-            from bridge.sources import ndsi
-
-            sources.append(ndsi.NdsiDeviceSource(source, config.clock, names))
-        else:
-            from bridge.sources import pupil_core
-
-            sources.append(pupil_core.PupilCoreDeviceSource(source, config.clock))
-    return sources
+class _Running(NamedTuple):
+    source: Source
+    task: asyncio.Task[None]
 
 
 class Daemon:
     """One run of the bridge. ``control`` answers for as long as it lasts, and once more after it."""
 
-    def __init__(self, config: Config) -> None:
+    def __init__(
+        self,
+        config: Config,
+        *,
+        load: Callable[[], Config] | None = None,
+        path: Path | None = None,
+        notifier: Notifier | None = None,
+    ) -> None:
         """Opens the sinks, with the outlets of every configured device.
 
-        Raises ConfigError, and BridgeError when another daemon has the control socket.
+        ``load`` reads the configuration anew for a reload, from ``path``. Raises ConfigError, and BridgeError when
+        another daemon has the control socket.
         """
-        self._config = config
+        self.config = config
+        self.path = None if path is None else str(path)
+        self.loaded_at = datetime.now(UTC)
+        self.reloads = 0
+        self.refused: str | None = None
+        self.lag = LoopLag()
+        self._load = load
+        self._notifier = notifier or Notifier()
+        self.socket_path = config.service.socket or control_socket.default_socket_path()
         control_socket.check_free(self.socket_path)  # before there are two outlets of every name
-        clock = config.clock
         self._scale = steady_scale()
         self._suspend = SuspendWatch()
+        opened = open_sinks(config.sinks)
+        self._missing_sinks = opened.missing
+        self._open_sinks = opened.configs
         self.pipeline = Pipeline(
-            open_sinks(config),
-            hold_ns=clock.hold_ns if clock.unlocked == "hold" else 0,
-            clock_settings=ClockSettings(ping_interval_ns=clock.ping_interval_ns),
+            opened.sinks,
+            settings=_pipeline_settings(config),
+            clock_settings=ClockSettings(ping_interval_ns=config.clock.ping_interval_ns),
             scale=self._scale,
         )
-        self._sources = make_sources(config)
-        for source in self._sources:
-            source.open(self.pipeline)
-        self.control = Control(self.pipeline, self._sources)
+        self._names = DeviceNames(config.service.state_dir or default_state_dir())
+        self._sources: dict[Key, Source] = {}
+        for source_config in config.sources:
+            self._open_source(source_config, config.clock)
+        self._running: dict[Key, asyncio.Task[None]] = {}
+        self._group: asyncio.TaskGroup
+        self._reloading = False
+        self._reload_waiting: list[asyncio.Future[str]] = []
+        self._reload_wanted = asyncio.Event()
+        self._http: Any = None
+        self._status_told = ""
+        self._ticks = 0
+        self.control = Control(self)
 
     @property
-    def socket_path(self) -> Path:
-        return self._config.service.socket or control_socket.default_socket_path()
+    def sources(self) -> list[Source]:
+        return list(self._sources.values())
 
     async def run(self, until: Callable[[], Awaitable[object]]) -> None:
         """Runs until ``until()`` returns, then stops the sources, lets what waits leave, and closes the sinks."""
         try:
             async with control_socket.serve(self.socket_path, self.control):
-                log.info(
-                    "running: %d sources, sinks %s, control socket %s",
-                    len(self._sources),
-                    ", ".join(self.control.sink_names),
-                    self.socket_path,
-                )
-                async with asyncio.TaskGroup() as group:
-                    tasks = [group.create_task(_first_bug(), name="first bug")]
-                    tasks += [group.create_task(supervise(source), name=source.name) for source in self._sources]
-                    tasks.append(group.create_task(self._tick(), name="tick"))
-                    tasks.append(group.create_task(self._watch_host(), name="host clocks"))
+                await self._serve_http(self.config)
+                async with asyncio.TaskGroup() as self._group:
+                    own = [
+                        self._group.create_task(work, name=name)
+                        for name, work in (
+                            ("first bug", _first_bug()),
+                            ("tick", self._tick()),
+                            ("host clocks", self._watch_host()),
+                            ("reload", self._reload_when_asked()),
+                            ("watchdog", self._feed_watchdog()),
+                        )
+                    ]
+                    for key in self._sources:
+                        self._start(key)
+                    log.info(
+                        "running: %d sources, sinks %s, control socket %s",
+                        len(self._sources),
+                        ", ".join(self.control.sink_names),
+                        self.socket_path,
+                    )
+                    self._notifier.ready(self.control.summary())
                     await until()
-                    for task in tasks:
+                    self._notifier.stopping()
+                    for task in (*own, *self._running.values()):
                         task.cancel()
         finally:
+            await self._stop_http()
             self.pipeline.close()
+            self._notifier.close()
             log.info("stopped")
+
+    def _open_source(self, config: SourceConfig, clock: ClockConfig) -> None:
+        source = self._sources[source_key(config)] = make_source(config, clock, self._names)
+        source.open(self.pipeline)
+
+    def _start(self, key: Key) -> None:
+        source = self._sources[key]
+        self._running[key] = self._group.create_task(supervise(source), name=source.name)
 
     async def _tick(self) -> None:
         while True:
             await asyncio.sleep(TICK_S)
             self.pipeline.tick()
+            self._ticks += 1
+            if self._names.problem is not None and self._ticks % SAVE_AGAIN_TICKS == 0:
+                self._names.save()
+            if self._notifier.enabled and not self._reloading:
+                summary = self.control.summary()
+                if summary != self._status_told:
+                    self._status_told = summary
+                    self._notifier.status(summary)
 
     async def _watch_host(self) -> None:
         """Reads the host's clocks often: a slew is followed from reading to reading, and a sleep is to be known before
-        the first devices answer after it."""
+        the first devices answer after it. How late this is tells how late everything is."""
         while True:
             self._scale.read()
             suspended_ns = self._suspend.poll()
             if suspended_ns:
                 self.pipeline.host_suspended(suspended_ns)
+            wanted_s = time.monotonic() + HOST_CLOCKS_S
             await asyncio.sleep(HOST_CLOCKS_S)
+            now_s = time.monotonic()
+            self.lag.note(now_s, now_s - wanted_s)
+
+    async def _feed_watchdog(self) -> None:
+        interval_s = self._notifier.watchdog_interval_s
+        while interval_s is not None:
+            self._notifier.watchdog()
+            await asyncio.sleep(interval_s / 2)
+
+    def problems(self) -> list[str]:
+        """What is wrong with the daemon itself, in sentences."""
+        found = [] if self._names.problem is None else [self._names.problem]
+        return [*found, *self._missing_sinks]
+
+    # --- reload -------------------------------------------------------------------------------------------------
+
+    def request_reload(self) -> None:
+        """For a signal's handler: reloads soon, and logs what comes of it."""
+        if self._load is not None:
+            self._reload_wanted.set()
+
+    async def reload(self) -> str:
+        """Loads the configuration anew and changes what is different, in words. Devices, sources and sinks that stay
+        as they are lose nothing.
+
+        Raises BridgeError when it is refused: then nothing has changed.
+        """
+        if self._load is None:
+            raise Refused("this bridge has no configuration file to load anew")
+        # The work is another task's: who asked over HTTP may be cut off by what is changed.
+        answer: asyncio.Future[str] = asyncio.get_running_loop().create_future()
+        self._reload_waiting.append(answer)
+        self._reload_wanted.set()
+        return await answer
+
+    async def _reload_when_asked(self) -> None:
+        while True:
+            await self._reload_wanted.wait()
+            self._reload_wanted.clear()
+            waiting, self._reload_waiting = self._reload_waiting, []
+            self._reloading = True
+            self._notifier.reloading()
+            try:
+                words = await self._reload()
+            except BridgeError as error:
+                self.refused = str(error)
+                log.error("the configuration is refused, the one of before goes on: %s", error)
+                for answer in waiting:
+                    if not answer.done():
+                        answer.set_exception(error)
+            else:
+                log.info("the configuration was loaded anew: %s", words)
+                for answer in waiting:
+                    if not answer.done():
+                        answer.set_result(words)
+            self._reloading = False
+            self._status_told = self.control.summary()
+            self._notifier.ready(self._status_told)
+
+    async def _reload(self) -> str:
+        assert self._load is not None
+        wanted = await asyncio.to_thread(self._load)
+        owners = {name: key for key, source in self._sources.items() for name in source.device_names}
+        change = changes(self.config, wanted, self._open_sinks, owners)
+        await self._apply(wanted, change)
+        return change.words
+
+    async def _apply(self, wanted: Config, change: Changes) -> None:
+        # What can be refused comes first. ROS and liblsl take a moment to load, which the devices do not wait for.
+        kept = len(self._open_sinks) - len(change.close_sinks)
+        opened = await asyncio.to_thread(open_sinks, change.open_sinks, required=kept == 0)
+        try:
+            if wanted.http != self.config.http:
+                await self._serve_http(wanted)
+        except BridgeError:
+            for sink in opened.sinks:
+                await asyncio.to_thread(sink.close)
+            raise
+        for setting in change.later:
+            log.warning("%s: takes effect at the next start", setting)
+        logs.set_up(wanted.logging.level, wanted.logging.format)
+        self.pipeline.clock_settings = msgspec.structs.replace(
+            self.pipeline.clock_settings, ping_interval_ns=wanted.clock.ping_interval_ns
+        )
+        self.pipeline.set_up(_pipeline_settings(wanted))
+        for key in change.stop:
+            await self._remove(key)
+        for kind in change.close_sinks:
+            del self._open_sinks[kind]
+            await asyncio.to_thread(self.pipeline.remove_sink(kind).close)
+        for sink in opened.sinks:
+            self.pipeline.add_sink(sink)
+        self._open_sinks |= opened.configs
+        self._missing_sinks = opened.missing
+        for source in self._sources.values():
+            source.set_clock(wanted.clock)
+        for ndsi in change.reconfigure:
+            await self._sources[source_key(ndsi)].reconfigure(ndsi)
+        for config in change.start:
+            self._open_source(config, wanted.clock)
+            self._start(source_key(config))
+        self.config = wanted
+        self.loaded_at = datetime.now(UTC)
+        self.reloads += 1
+        self.refused = None
+
+    async def _remove(self, key: Key) -> None:
+        source, task = self._sources.pop(key), self._running.pop(key)
+        task.cancel()
+        await asyncio.wait([task])
+        for name in source.device_names:
+            await self.pipeline.remove_device(name)
+
+    async def _serve_http(self, config: Config) -> None:
+        """Listens where this configuration says. Raises BridgeError; what listened before then goes on."""
+        settings = None
+        if config.http.listen is not None:
+            host, port = config.http.listen
+            settings = HttpSettings(host, port, config.http.secret())
+        before, self._http = self._http, None
+        if before is not None:
+            await before.stop()
+        try:
+            if settings is not None:
+                from bridge.service.http import HttpServer
+
+                server = HttpServer(self.control, settings)
+                await server.start()
+                self._http = server
+        except BridgeError:
+            if before is not None:
+                await before.start()
+                self._http = before
+            raise
+
+    async def _stop_http(self) -> None:
+        if self._http is not None:
+            await self._http.stop()
+
+
+def _pipeline_settings(config: Config) -> PipelineSettings:
+    hold_ns = config.clock.hold_ns if config.clock.unlocked == "hold" else 0
+    return PipelineSettings(hold_ns=hold_ns, flood_hz=config.overload.flood_hz)
 
 
 async def _first_bug() -> None:
@@ -190,6 +350,21 @@ async def stop_signal() -> None:
         except NotImplementedError:  # Windows: a handler that only wakes the loop
             signal.signal(number, lambda *_: loop.call_soon_threadsafe(stopped.set))
     await stopped.wait()
+
+
+def on_reload_signal(callback: Callable[[], None]) -> None:
+    """Calls back at every SIGHUP but that of a terminal that is closed, which stops; on systems without it, never."""
+    if not hasattr(signal, "SIGHUP"):
+        return
+    had_terminal = sys.stderr.isatty()
+
+    def hung_up() -> None:
+        if had_terminal and not sys.stderr.isatty():
+            signal.raise_signal(signal.SIGTERM)
+        else:
+            callback()
+
+    asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, hung_up)
 
 
 def run_loop(main: Awaitable[None]) -> None:

@@ -18,3 +18,11 @@ class DeviceUnavailable(BridgeError):
 
 class MalformedMessage(BridgeError):
     """A peer sent bytes that break the protocol. Count them, drop them, go on."""
+
+
+class Refused(BridgeError):
+    """A command that cannot be carried out: by this device, or now."""
+
+
+class UnknownCommand(BridgeError):
+    """There is no such command."""

@@ -47,6 +47,7 @@ class DeviceNames:
         self._path = state_dir / "names.json"
         self._ids: dict[str, list[str]] = {}  # bridge name -> ids, newest last
         self._own_names: dict[str, str] = {}  # bridge name -> what the device calls itself
+        self.problem: str | None = None  # why they are not kept, for the status
         try:
             tree = json.loads(self._path.read_text(encoding="utf-8"))
             own_names = {str(k): str(v) for k, v in tree["own_names"].items()}
@@ -88,10 +89,20 @@ class DeviceNames:
         if device_id not in ids:
             ids.append(device_id)
             del ids[:-KEPT_IDS]
+        self.save()
+
+    def save(self) -> None:
+        """Writes the names to the disk; says once when that fails, and once when it works again."""
         try:
             self._path.parent.mkdir(parents=True, exist_ok=True)
             partial = self._path.with_suffix(".partial")
             partial.write_text(json.dumps({"own_names": self._own_names, "ids": self._ids}, indent=1), encoding="utf-8")
             partial.replace(self._path)
         except OSError as error:
-            log.warning("the names of devices cannot be kept in %s: %s", self._path, error)
+            if self.problem is None:
+                log.warning("the names of devices cannot be kept in %s: %s", self._path, error)
+            self.problem = f"the names of devices cannot be kept in {self._path}: {error.strerror or error}"
+        else:
+            if self.problem is not None:
+                log.info("the names of devices are kept in %s again", self._path)
+            self.problem = None

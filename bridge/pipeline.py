@@ -1,14 +1,15 @@
 """From sources to sinks: hold until the clock is locked, put in order, map, fan out. Everything is bounded and counted.
 
-One pipeline a daemon, owned by its event loop; nothing here blocks, and nothing here knows a protocol.
+One pipeline a daemon, owned by its event loop; nothing here blocks, and nothing here knows a protocol. Devices and
+sinks come and go while the others stream.
 """
 
 from __future__ import annotations
 
 import logging
 from collections import Counter
-from collections.abc import Callable, Iterable
-from typing import Protocol
+from collections.abc import Awaitable, Callable, Iterable
+from typing import Any, Protocol
 
 import msgspec
 
@@ -20,6 +21,8 @@ from bridge.stream_input import Output, StreamInput
 from bridge.streams import DeviceDescriptor, StreamDescriptor
 
 log = logging.getLogger(__name__)
+
+Action = Callable[[Any], Awaitable[str]]  # arguments of the command -> what was done, for a person; raises Refused
 
 
 class ClockStatus(msgspec.Struct, frozen=True):
@@ -58,7 +61,7 @@ class ClockEvent(msgspec.Struct, frozen=True):
 
 
 class Sink(Protocol):
-    """Where samples go. Opened by the daemon before the sources start, closed after they have stopped."""
+    """Where samples go. Opened before its devices' sources start, closed after they have stopped."""
 
     name: str
 
@@ -71,7 +74,23 @@ class Sink(Protocol):
 
     def clock_event(self, device: DeviceDescriptor, event: ClockEvent) -> None: ...
 
+    async def close_device(self, device: DeviceDescriptor) -> None:
+        """Takes the device and its streams out of this sink; after it they can be opened anew. Keeps the loop free."""
+
+    def status(self) -> dict[str, object]:
+        """Facts for the status, JSON types only."""
+
     def close(self) -> None: ...
+
+
+class PipelineSettings(msgspec.Struct, frozen=True):
+    """What applies to every device and can be changed while they stream.
+
+    ``hold_ns``: for how long samples wait for a clock. ``flood_hz``: samples a second that are taken of one stream.
+    """
+
+    hold_ns: int = 5_000_000_000
+    flood_hz: float = 2000.0
 
 
 class Device:
@@ -81,22 +100,46 @@ class Device:
         self,
         descriptor: DeviceDescriptor,
         clock: DeviceClock,
-        hold_ns: int,
+        settings: PipelineSettings,
         sinks: Iterable[Sink],
         now_ns: Callable[[], int],
     ) -> None:
         self.descriptor = descriptor
         self.clock = clock
-        self.hold_ns = hold_ns
+        self.settings = settings
         self.streams: dict[str, StreamInput] = {}
         self.malformed: Counter[str] = Counter()
         self.connected = False
+        self.recording: bool | None = None  # whether the device itself records; None: not known
+        self.actions: dict[str, Action] = {}  # by command of the control surface, what its source can do
         self._now_ns = now_ns
         self._epoch = clock.epoch
         self._lines = LineBudget()
-        self._sinks = tuple(sinks)
-        for sink in self._sinks:
-            sink.open_device(descriptor)
+        self._sinks: list[Sink] = []
+        for sink in sinks:
+            self.add_sink(sink)
+
+    @property
+    def hold_ns(self) -> int:
+        return self.settings.hold_ns
+
+    @property
+    def flood_hz(self) -> float:
+        return self.settings.flood_hz
+
+    def add_sink(self, sink: Sink) -> None:
+        """From now on this sink gets everything, too."""
+        sink.open_device(self.descriptor)
+        self._sinks.append(sink)
+        for stream in self.streams.values():
+            if (output := sink.open_stream(stream.descriptor)) is not None:
+                stream.add_output(sink.name, output)
+
+    def remove_sink(self, name: str) -> None:
+        """From now on the sink of that name gets nothing; closing it is its owner's business."""
+        self._sinks = [sink for sink in self._sinks if sink.name != name]
+        for stream in self.streams.values():
+            stream.remove_output(name)
 
     def stream(self, descriptor: StreamDescriptor) -> StreamInput:
         """The input of a stream; made, and opened in all sinks, at the first call."""
@@ -113,7 +156,12 @@ class Device:
         before = self.clock.locked
         accepted = self.clock.ping(trip)
         if not accepted:
-            log.debug("%s: round trip of %.3f ms set aside", self.descriptor.name, trip.rtt_ns / 1e6)
+            log.debug(
+                "%s: round trip of %.3f ms set aside",
+                self.descriptor.name,
+                trip.rtt_ns / 1e6,
+                extra={"DEVICE": self.descriptor.name},
+            )
         self.epoch_changed(trip.received_ns)
         if not before and self.clock.locked:
             log.log(
@@ -122,6 +170,7 @@ class Device:
                 self.descriptor.name,
                 (self.clock.offset_ns or 0) / 1e9,
                 (self.clock.bound_ns or 0) / 1e6,
+                extra={"DEVICE": self.descriptor.name, "EPOCH": self._epoch},
             )
             for stream in self.streams.values():
                 stream.clock_locked()
@@ -147,7 +196,9 @@ class Device:
     def _begin_epoch(self, now_ns: int, reason: str, sentence: str) -> None:
         self._epoch = self.clock.epoch
         level = self._lines.level(logging.WARNING)
-        log.log(level, "%s: %s; epoch %d begins", self.descriptor.name, sentence, self._epoch)
+        name = self.descriptor.name
+        fields = {"DEVICE": name, "EPOCH": self._epoch}
+        log.log(level, "%s: %s; epoch %d begins", name, sentence, self._epoch, extra=fields)
         firsts = [first for stream in self.streams.values() if (first := stream.first_of_epoch()) is not None]
         for stream in self.streams.values():
             stream.begin_epoch(now_ns, min(firsts, default=None))
@@ -170,7 +221,15 @@ class Device:
 
     def tick(self, now_ns: int) -> None:
         for stream in self.streams.values():
-            stream.tick(now_ns)
+            if stream.tick(now_ns):
+                log.log(
+                    self._lines.level(logging.WARNING),
+                    "%s: %s: more than %.0f samples a second; the others are dropped",
+                    self.descriptor.name,
+                    stream.descriptor.name,
+                    self.flood_hz,
+                    extra={"DEVICE": self.descriptor.name, "STREAM": stream.descriptor.name},
+                )
         self._tell_status(now_ns)
 
     def _tell_status(self, now_ns: int) -> None:
@@ -212,7 +271,7 @@ class Pipeline:
         self,
         sinks: Iterable[Sink],
         *,
-        hold_ns: int = 5_000_000_000,
+        settings: PipelineSettings | None = None,
         clock_settings: ClockSettings | None = None,
         now_ns: Callable[[], int] = monotonic_ns,
         scale: Scale | None = None,
@@ -221,19 +280,46 @@ class Pipeline:
         self.sinks = tuple(sinks)
         self.devices: dict[str, Device] = {}
         self.now_ns = now_ns
-        self._hold_ns = hold_ns
+        self.clock_settings = clock_settings or ClockSettings()  # of devices that come
+        self._settings = settings or PipelineSettings()
         self._scale = scale
-        self._clock_settings = clock_settings or ClockSettings()
+
+    def set_up(self, settings: PipelineSettings) -> None:
+        """Changes what applies to every device."""
+        self._settings = settings
+        for device in self.devices.values():
+            device.settings = settings
 
     def device(self, descriptor: DeviceDescriptor, asymmetry_ns: int = 0) -> Device:
         """The device of that name; made, and opened in all sinks, at the first call."""
         known = self.devices.get(descriptor.name)
         if known is None:
-            settings = msgspec.structs.replace(self._clock_settings, asymmetry_ns=asymmetry_ns)
+            settings = msgspec.structs.replace(self.clock_settings, asymmetry_ns=asymmetry_ns)
             clock = DeviceClock(Clock(settings), self._scale)
-            known = Device(descriptor, clock, self._hold_ns, self.sinks, self.now_ns)
+            known = Device(descriptor, clock, self._settings, self.sinks, self.now_ns)
             self.devices[descriptor.name] = known
         return known
+
+    async def remove_device(self, name: str) -> None:
+        """Lets what waits leave, and closes the device in all sinks. Its source has let go of it before."""
+        device = self.devices.pop(name)
+        device.close()
+        for sink in self.sinks:
+            await sink.close_device(device.descriptor)
+
+    def add_sink(self, sink: Sink) -> None:
+        """Opens all devices in one more sink."""
+        self.sinks = (*self.sinks, sink)
+        for device in self.devices.values():
+            device.add_sink(sink)
+
+    def remove_sink(self, name: str) -> Sink:
+        """The sink of that name, which gets nothing more; to be closed by the caller."""
+        (sink,) = (sink for sink in self.sinks if sink.name == name)
+        self.sinks = tuple(kept for kept in self.sinks if kept is not sink)
+        for device in self.devices.values():
+            device.remove_sink(name)
+        return sink
 
     def tick(self) -> None:
         """Once a second: what waits too long goes, and every sink gets every clock's status."""

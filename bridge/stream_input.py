@@ -19,6 +19,7 @@ FUTURE_LIMIT_NS = 10_000_000  # beyond the bound; less is clamped to the arrival
 TWO_EPOCHS_NS = 5_000_000_000  # so long after a step a stream may still deliver stamps from before
 LATEST_NS = 1_000_000_000  # a suspect that is later than that says nothing about when the step was
 USUAL_DELAY_SHARE = 0.05
+FLOOD_S = 15.0  # a network's outage, too, ends with many samples at once
 
 
 class Output(Protocol):
@@ -35,7 +36,14 @@ class Owner(Protocol):
     """What a stream needs of its device."""
 
     clock: DeviceClock
-    hold_ns: int
+
+    @property
+    def hold_ns(self) -> int:
+        """For how long samples wait for a clock."""
+
+    @property
+    def flood_hz(self) -> float:
+        """How many samples a second are taken of one stream."""
 
     def epoch_changed(self, now_ns: int) -> None:
         """The clock's epoch is another one than before; called before the sample that showed it is dealt with."""
@@ -46,7 +54,7 @@ class StreamInput:
 
     def __init__(self, device: Owner, descriptor: StreamDescriptor, outputs: dict[str, Output]) -> None:
         self.descriptor = descriptor
-        self.outputs = outputs
+        self.outputs = dict(outputs)
         self.samples_in = 0
         self.last_received_ns: int | None = None
         self.dropped: Counter[str] = Counter()
@@ -54,6 +62,10 @@ class StreamInput:
         self._clock = device.clock
         self._track = Track() if descriptor.arrivals_bound_clock else None
         self._pushes: list[Callable[[Sample, Mapped, int], None]] = [output.push for output in outputs.values()]
+        self._removed_out = 0  # samples that sinks took that are gone
+        self._room = FLOOD_S * device.flood_hz
+        self._flooded = 0
+        self.flooding = False  # more came in the last second than is taken
         self._held: deque[Sample] = deque()  # wait for the clock's lock
         self._suspects: deque[Sample] = deque()  # wait to be right or wrong
         self._suspects_epoch = 0
@@ -76,6 +88,10 @@ class StreamInput:
         """Takes one datum as it was received; ``payload`` fits the descriptor's channels."""
         self.samples_in += 1
         self.last_received_ns = received_ns
+        self._room -= 1.0
+        if self._room < 0.0:
+            self.dropped["flood"] += 1
+            return
         sample = Sample(self.descriptor, device_ns, received_ns, payload)
         answer = Arrival.FITS
         if self._track is not None:
@@ -224,6 +240,17 @@ class StreamInput:
 
     # --- called by the device ------------------------------------------------------------------------------------
 
+    def add_output(self, sink: str, output: Output) -> None:
+        """From the next sample on this output gets all of them, too."""
+        self.outputs[sink] = output
+        self._pushes = [output.push for output in self.outputs.values()]
+
+    def remove_output(self, sink: str) -> None:
+        """The sink of that name gets nothing more; what it counted goes with it."""
+        if (output := self.outputs.pop(sink, None)) is not None:
+            self._removed_out += output.samples_out
+            self._pushes = [output.push for output in self.outputs.values()]
+
     def clock_locked(self) -> None:
         held, self._held = self._held, deque()
         for sample in held:
@@ -273,14 +300,25 @@ class StreamInput:
                 self.dropped[reason] += len(waiting)
                 waiting.clear()
 
-    def tick(self, now_ns: int) -> None:
+    def tick(self, now_ns: int) -> bool:
+        """Once a second. Whether a flood has begun since the last time."""
         if self._suspects and self._clock.locked:
             self._resolve()
         self._expire(now_ns)
         patience_ns = self.descriptor.reorder_window_ns + REORDER_PATIENCE_NS
         while self._reorder and self._reorder[0][2].received_ns < now_ns - patience_ns:
             self._release()
-        self._ticks.append((now_ns, self.samples_in, sum(o.samples_out for o in self.outputs.values())))
+        seconds = (now_ns - self._ticks[-1][0]) / 1e9 if self._ticks else 0.0
+        samples_out = self._removed_out + sum(o.samples_out for o in self.outputs.values())
+        self._ticks.append((now_ns, self.samples_in, samples_out))
+        return self._watch_flood(seconds)
+
+    def _watch_flood(self, seconds: float) -> bool:
+        limit_hz, flooded = self._device.flood_hz, self.dropped["flood"]
+        self._room = min(FLOOD_S * limit_hz, max(0.0, self._room) + limit_hz * seconds)
+        before, self.flooding = self.flooding, flooded > self._flooded
+        self._flooded = flooded
+        return self.flooding and not before
 
     # --- status --------------------------------------------------------------------------------------------------
 
@@ -298,7 +336,7 @@ class StreamInput:
         return (in1 - in0) / seconds, (out1 - out0) / seconds / max(1, len(self.outputs))
 
     def all_drops(self) -> dict[str, int]:
-        drops = dict(self.dropped)
+        drops = {reason: count for reason, count in self.dropped.items() if count}
         for sink, output in self.outputs.items():
             for reason, count in output.dropped.items():
                 drops[f"{sink}_{reason}"] = count

@@ -43,6 +43,7 @@ async def supervise(source: Source) -> None:
                         "%s: %s; trying again",
                         source.name,
                         error,
+                        extra={"SOURCE": source.name},
                     )
                     warned = True
                     if not steady:

@@ -6,7 +6,7 @@ from collections import Counter
 from typing import Any
 
 from bridge.clock import ClockSettings, Mapped, RoundTrip
-from bridge.pipeline import ClockEvent, ClockStatus, Device, Pipeline
+from bridge.pipeline import ClockEvent, ClockStatus, Device, Pipeline, PipelineSettings
 from bridge.stream_input import Output, StreamInput
 from bridge.streams import DeviceDescriptor, Sample, StreamDescriptor, StreamKind
 
@@ -65,6 +65,12 @@ class Shelf:
     def clock_event(self, device: DeviceDescriptor, event: ClockEvent) -> None:
         self.events.append(event)
 
+    async def close_device(self, device: DeviceDescriptor) -> None:
+        self.devices.remove(device.name)
+
+    def status(self) -> dict[str, object]:
+        return {}
+
     def close(self) -> None:
         self.closed += 1
 
@@ -85,7 +91,10 @@ class Bench:
         self.offset_ns = offset_ns
         self.sink = Shelf("lsl")
         self.pipeline = Pipeline(
-            [self.sink], hold_ns=hold_ns, clock_settings=ClockSettings(), now_ns=lambda: self.now_ns
+            [self.sink],
+            settings=PipelineSettings(hold_ns=hold_ns),
+            clock_settings=ClockSettings(),
+            now_ns=lambda: self.now_ns,
         )
         self.device: Device = self.pipeline.device(PHONE)
 

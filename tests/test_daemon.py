@@ -13,35 +13,41 @@ import pytest
 
 from bridge import config, daemon
 from bridge.clock.host import SuspendWatch
-from bridge.pipeline import Pipeline, Sink
-from bridge.sources import Source
+from bridge.opening import Opened
+from bridge.pipeline import Pipeline
 
 
-class BuggySource:
-    """A reader whose callback, which no task awaits, has a bug."""
+def no_sinks(*_: object) -> Opened:
+    return Opened([], {}, [])
 
-    name = "buggy"
+
+class QuietSource:
+    """It has no device, and waits."""
+
+    name = "quiet"
+    device_names = ()
 
     def open(self, pipeline: Pipeline) -> None:
         pass
 
     async def run(self) -> None:
-        asyncio.get_running_loop().call_soon(lambda: [][0])
         await asyncio.Event().wait()
 
     def status(self) -> dict[str, object]:
         return {}
 
 
+class BuggySource(QuietSource):
+    """A reader whose callback, which no task awaits, has a bug."""
+
+    async def run(self) -> None:
+        asyncio.get_running_loop().call_soon(lambda: [][0])
+        await asyncio.Event().wait()
+
+
 async def test_a_bug_in_a_callback_of_the_loop_ends_the_daemon(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def no_sinks(tree: config.Config) -> list[Sink]:
-        return []
-
-    def one_source(tree: config.Config) -> list[Source]:
-        return [BuggySource()]
-
     monkeypatch.setattr(daemon, "open_sinks", no_sinks)
-    monkeypatch.setattr(daemon, "make_sources", one_source)
+    monkeypatch.setattr(daemon, "make_source", lambda *_: BuggySource())
     text = f'[[source]]\ntype = "ndsi"\n[[sink]]\ntype = "lsl"\n[service]\nsocket = "{tmp_path}/control.sock"\n'
     bridge = daemon.Daemon(config.parse(text, "test"))
     with pytest.raises(ExceptionGroup) as raised:
@@ -54,7 +60,7 @@ async def test_a_bug_in_a_callback_of_the_loop_ends_the_daemon(tmp_path: Path, m
 def test_the_configured_asymmetry_reaches_the_clock_of_its_device(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(daemon, "open_sinks", lambda tree: [])
+    monkeypatch.setattr(daemon, "open_sinks", no_sinks)
     text = f"""
         [[source]]
         type = "ndsi"
@@ -93,9 +99,9 @@ async def test_a_sleep_of_the_computer_reaches_every_clock_once(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     computer, told = SleepyComputer(), list[int]()
-    monkeypatch.setattr(daemon, "open_sinks", lambda tree: [])
+    monkeypatch.setattr(daemon, "open_sinks", no_sinks)
     monkeypatch.setattr(daemon, "SuspendWatch", computer.watch)
-    monkeypatch.setattr(daemon, "make_sources", lambda tree: [])
+    monkeypatch.setattr(daemon, "make_source", lambda *_: QuietSource())
     text = f'[[source]]\ntype = "ndsi"\n[[sink]]\ntype = "lsl"\n[service]\nsocket = "{tmp_path}/control.sock"\n'
     bridge = daemon.Daemon(config.parse(text, "test"))
     monkeypatch.setattr(bridge.pipeline, "host_suspended", told.append)

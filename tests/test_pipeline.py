@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from bridge.clock import ClockState, RoundTrip
-from bridge.pipeline import Pipeline
+from bridge.pipeline import Pipeline, PipelineSettings
 from bridge.streams import StreamKind
 from tests.scripted import HOLD_NS, MS, PHONE, US, Bench, S, Shelf, descriptor, ready
 
@@ -119,7 +119,7 @@ def test_close_closes_every_sink_once() -> None:
 
 def two_sinks() -> tuple[Bench, Shelf]:
     bench, other = Bench(), Shelf("ros2", without=StreamKind.GAZE)
-    bench.pipeline = Pipeline([bench.sink, other], hold_ns=HOLD_NS, now_ns=lambda: bench.now_ns)
+    bench.pipeline = Pipeline([bench.sink, other], settings=PipelineSettings(hold_ns=HOLD_NS), now_ns=lambda: bench.now_ns)
     bench.device = bench.pipeline.device(PHONE)
     return bench, other
 

@@ -15,12 +15,13 @@ from pathlib import Path
 from typing import Any
 
 from bridge.control import Control
-from bridge.errors import BridgeError
+from bridge.errors import BridgeError, ConfigError
 
 log = logging.getLogger(__name__)
 
 MAX_REQUEST_BYTES = 4096
 PATIENCE_S = 5.0
+ANSWER_S = 15.0  # a reload closes and opens outlets, and ROS
 
 
 def default_socket_path() -> Path:
@@ -50,7 +51,8 @@ async def serve(path: Path, control: Control) -> AsyncIterator[None]:
         try:
             async with asyncio.timeout(PATIENCE_S):
                 line = await reader.readline()
-                writer.write(json.dumps(_answer(line, control)).encode() + b"\n")
+            async with asyncio.timeout(ANSWER_S):
+                writer.write(json.dumps(await _answer(line, control)).encode() + b"\n")
                 await writer.drain()
         except (TimeoutError, ConnectionError, ValueError, asyncio.CancelledError):
             pass  # a client that goes, dawdles or sends a line without end has no answer to come
@@ -101,24 +103,29 @@ def _somebody_listens(path: Path) -> bool:
     return True
 
 
-def _answer(line: bytes, control: Control) -> dict[str, Any]:
+async def _answer(line: bytes, control: Control) -> dict[str, Any]:
     try:
         request = json.loads(line)
-        command = request["command"]
-    except (ValueError, KeyError, TypeError, RecursionError):
+        command, arguments = request["command"], request.get("arguments", {})
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
         return {"error": 'a request is one line such as {"command": "status"}'}
-    if command == "status":
-        return {"result": control.status()}
-    return {"error": f"unknown command {command!r}"}
+    if not isinstance(command, str) or not isinstance(arguments, dict):
+        return {"error": "the command is a text, its arguments are an object"}
+    try:
+        return {"result": await control.request(command, arguments)}
+    except BridgeError as error:
+        return {"error": str(error), "config": isinstance(error, ConfigError)}
 
 
-def ask(path: Path, command: str) -> dict[str, Any]:
-    """A client's request to the daemon at ``path``. Raises BridgeError with a sentence for the user."""
+def ask(path: Path, command: str, arguments: dict[str, Any] | None = None) -> dict[str, Any]:
+    """A client's request to the daemon at ``path``. Raises ConfigError where a configuration was refused, otherwise
+    BridgeError, with a sentence for the user."""
     try:
         with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as connection:
-            connection.settimeout(PATIENCE_S)
+            connection.settimeout(ANSWER_S)
             connection.connect(str(path))
-            connection.sendall(json.dumps({"command": command}).encode() + b"\n")
+            request = {"command": command, "arguments": arguments or {}}
+            connection.sendall(json.dumps(request).encode() + b"\n")
             with connection.makefile("rb") as lines:
                 line = lines.readline()
     except OSError as error:
@@ -126,7 +133,7 @@ def ask(path: Path, command: str) -> dict[str, Any]:
     try:
         reply = json.loads(line)
         if "error" in reply:
-            raise BridgeError(str(reply["error"]))
+            raise (ConfigError if reply.get("config") else BridgeError)(str(reply["error"]))
         result: dict[str, Any] = reply["result"]
     except (ValueError, KeyError, TypeError) as error:
         raise BridgeError(f"what answers at {path} is no pupil-bridge") from error

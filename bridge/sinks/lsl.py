@@ -6,6 +6,7 @@ already record; identity never changes, so that a recorder finds a stream again 
 
 from __future__ import annotations
 
+import asyncio
 import math
 import sys
 from collections import Counter
@@ -42,7 +43,6 @@ class LslOutput:
     def __init__(self, outlet: pylsl.StreamOutlet, text: bool, host_to_lsl_ns: int) -> None:
         self.samples_out = 0
         self.dropped: Counter[str] = Counter()
-        self._outlet = outlet
         self._push = outlet.push_sample
         self._text = text
         self._host_to_lsl_ns = host_to_lsl_ns
@@ -56,7 +56,8 @@ class LslOutput:
         self.samples_out += 1
 
     def close(self) -> None:
-        del self._outlet, self._push
+        """Lets go of the outlet, which ends with the last who holds it."""
+        del self._push
 
 
 class LslSink:
@@ -66,7 +67,7 @@ class LslSink:
 
     def __init__(self, max_buffered_s: int = 360) -> None:
         self._max_buffered_s = max_buffered_s
-        self._outputs: list[LslOutput] = []
+        self._outputs: dict[str, list[LslOutput]] = {}  # by device, as the others
         self._sync: dict[str, pylsl.StreamOutlet] = {}
         self._markers: dict[str, pylsl.StreamOutlet] = {}
         # On Linux local_clock() is CLOCK_MONOTONIC, host time itself; elsewhere its offset is a constant.
@@ -75,6 +76,7 @@ class LslSink:
             self._host_to_lsl_ns, _ = sandwich(lambda: round(pylsl.local_clock() * 1e9))
 
     def open_device(self, device: DeviceDescriptor) -> None:
+        self._outputs[device.name] = []
         info = pylsl.StreamInfo(
             f"{device.lsl_prefix}_Sync", "TimeSync", len(SYNC_CHANNELS), 0.0, "double64", f"{device.name}_Sync"
         )
@@ -105,7 +107,7 @@ class LslSink:
         )
         _describe_stream(info, stream)
         output = LslOutput(pylsl.StreamOutlet(info, 0, self._max_buffered_s), text, self._host_to_lsl_ns)
-        self._outputs.append(output)
+        self._outputs[stream.device.name].append(output)
         return output
 
     def clock_status(self, device: DeviceDescriptor, status: ClockStatus) -> None:
@@ -129,13 +131,22 @@ class LslSink:
     def clock_event(self, device: DeviceDescriptor, event: ClockEvent) -> None:
         self._markers[device.name].push_sample((event.text,), (event.host_ns + self._host_to_lsl_ns) * 1e-9)
 
-    def close(self) -> None:
-        """Destroys all outlets, about 25 ms each."""
-        for output in self._outputs:
+    async def close_device(self, device: DeviceDescriptor) -> None:
+        await asyncio.to_thread(self._destroy, device.name)
+
+    def _destroy(self, name: str) -> None:
+        """Destroys the outlets of a device, about 25 ms each."""
+        for output in self._outputs.pop(name):
             output.close()
-        self._outputs.clear()
-        self._sync.clear()
-        self._markers.clear()
+        del self._sync[name], self._markers[name]
+
+    def status(self) -> dict[str, object]:
+        outlets = sum(len(outputs) for outputs in self._outputs.values()) + len(self._sync) + len(self._markers)
+        return {"outlets": outlets}
+
+    def close(self) -> None:
+        for name in list(self._outputs):
+            self._destroy(name)
 
 
 def _seconds(value_ns: int | None) -> float:

@@ -6,6 +6,7 @@ block for tens of ms, so one named thread does it, behind a bounded queue that d
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import logging
 import os
@@ -60,8 +61,9 @@ class Ros2Sink:
 
     name = "ros2"
 
-    def __init__(self, namespace: str, node_name: str, queue_size: int) -> None:
-        """Joins the ROS network. Raises BridgeError where the environment does not let it."""
+    def __init__(self, namespace: str, node_name: str, queue_size: int, when_full: str = "drop_oldest") -> None:
+        """Joins the ROS network. ``when_full``: drop_oldest or drop_newest. Raises BridgeError where the environment
+        does not let it."""
         self._context = Context()
         self._node = _join(self._context, namespace, node_name)
         self._realtime = RealtimeOffset()
@@ -72,18 +74,21 @@ class Ros2Sink:
         self._realtime_steps = 0
         self._queue: queue.SimpleQueue[tuple[Ros2Output, Sample, int] | Callable[[], None] | None] = queue.SimpleQueue()
         self._queue_size = queue_size
+        self._drop_newest = when_full == "drop_newest"
+        self._publishers: dict[str, list[Any]] = {}  # by device
         self._thread = threading.Thread(target=self._publish_all, name="ros2 publisher", daemon=True)
         self._thread.start()
 
     # --- on the loop ---------------------------------------------------------------------------------------------
 
     def open_device(self, device: DeviceDescriptor) -> None:
-        self._time_references[device.name] = self._node.create_publisher(
-            TimeReference, f"{device.name}/time_reference", self._qos
-        )
-        self._clock_events[device.name] = self._node.create_publisher(
-            TimeReference, f"{device.name}/clock_events", self._qos
-        )
+        self._time_references[device.name] = self._publisher(device, TimeReference, "time_reference")
+        self._clock_events[device.name] = self._publisher(device, TimeReference, "clock_events")
+
+    def _publisher(self, device: DeviceDescriptor, message_type: Any, topic: str) -> Any:
+        made = self._node.create_publisher(message_type, f"{device.name}/{topic}", self._qos)
+        self._publishers.setdefault(device.name, []).append(made)
+        return made
 
     def open_stream(self, stream: StreamDescriptor) -> Ros2Output | None:
         if stream.kind is StreamKind.GAZE and stream.position is not None:
@@ -99,19 +104,43 @@ class Ros2Sink:
             self._queue.put(lambda: self._publish_status(device, status))
 
     def clock_event(self, device: DeviceDescriptor, event: ClockEvent) -> None:
-        self._make_room()
-        self._queue.put(lambda: self._publish_event(device, event))
+        if self._queue.qsize() < 2 * self._queue_size:  # there is always room for what is rare
+            self._queue.put(lambda: self._publish_event(device, event))
 
     def put(self, output: Ros2Output, sample: Sample, host_ns: int) -> None:
-        self._make_room()
+        if self._queue.qsize() >= self._queue_size and not self._make_room():
+            output.dropped["queue_full"] += 1
+            return
         self._queue.put((output, sample, host_ns))
 
-    def _make_room(self) -> None:
-        if self._queue.qsize() >= self._queue_size:
-            with contextlib.suppress(queue.Empty):
-                oldest = self._queue.get_nowait()
-                if isinstance(oldest, tuple):
-                    oldest[0].dropped["queue_full"] += 1
+    def _make_room(self) -> bool:
+        """Drops the oldest sample, if that is the policy; False when the newest has to go."""
+        if self._drop_newest:
+            return False
+        with contextlib.suppress(queue.Empty):
+            oldest = self._queue.get_nowait()
+            if not isinstance(oldest, tuple):  # no sample: it is not to be lost, only late
+                self._queue.put(oldest)
+                return False
+            oldest[0].dropped["queue_full"] += 1
+        return True
+
+    async def close_device(self, device: DeviceDescriptor) -> None:
+        closed = asyncio.get_running_loop().create_future()
+
+        def close() -> None:
+            del self._time_references[device.name], self._clock_events[device.name]
+            for publisher in self._publishers.pop(device.name):
+                self._node.destroy_publisher(publisher)
+            closed.get_loop().call_soon_threadsafe(closed.set_result, None)
+
+        self._queue.put(close)  # after what waits
+        await asyncio.wait([closed], timeout=JOIN_TIMEOUT_S)
+        if not closed.done():
+            log.error("ROS 2: the topics of %s are closed later: publishing takes too long", device.name)
+
+    def status(self) -> dict[str, object]:
+        return {"queued": self._queue.qsize(), "queue_size": self._queue_size}
 
     def close(self) -> None:
         """Publishes what is queued, for at most two seconds, then takes the node off the network."""
@@ -134,8 +163,8 @@ class Ros2Sink:
                 item()
 
     def _gaze_publisher(self, stream: StreamDescriptor, position: GazePosition) -> Callable[[Sample, int], None]:
-        pixel_topic = self._node.create_publisher(PointStamped, f"{stream.device.name}/gaze/pixel", self._qos)
-        normalized_topic = self._node.create_publisher(PointStamped, f"{stream.device.name}/gaze/normalized", self._qos)
+        pixel_topic = self._publisher(stream.device, PointStamped, "gaze/pixel")
+        normalized_topic = self._publisher(stream.device, PointStamped, "gaze/normalized")
         publish_pixel, publish_normalized = pixel_topic.publish, normalized_topic.publish
         # One message for both topics, used again for every sample: making messages costs more than filling them.
         message = PointStamped()
@@ -161,7 +190,7 @@ class Ros2Sink:
         return publish
 
     def _event_publisher(self, stream: StreamDescriptor) -> Callable[[Sample, int], None]:
-        topic = self._node.create_publisher(TimeReference, f"{stream.device.name}/events", self._qos)
+        topic = self._publisher(stream.device, TimeReference, "events")
 
         def publish(sample: Sample, host_ns: int) -> None:
             message = TimeReference()

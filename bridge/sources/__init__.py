@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Protocol
 
+from bridge.config import ClockConfig, NdsiSource
 from bridge.pipeline import Pipeline
 
 
@@ -14,6 +15,16 @@ class Source(Protocol):
 
     def open(self, pipeline: Pipeline) -> None:
         """Declares the devices and streams that the configuration names, before any of them is there."""
+
+    @property
+    def device_names(self) -> tuple[str, ...]:
+        """The devices that this source has declared so far."""
+
+    async def reconfigure(self, config: NdsiSource) -> None:
+        """Changes the devices of a source of many; called for those alone."""
+
+    def set_clock(self, clock: ClockConfig) -> None:
+        """Other intervals between round trips, from now on."""
 
     async def run(self) -> None:
         """Serves its devices until it is cancelled.

@@ -39,6 +39,7 @@ MAX_SENSORS_PER_PEER = 6  # of the types that are used, of which a phone has thr
 # The usual limit of 1024 file descriptors has to do, also for phones that only pretend to be some. What is configured
 # comes on top.
 MAX_PHONES = 12  # up to 36 file descriptors each
+MAX_POSTPONED = 1000  # announcements while the devices are changed, half a second
 MAX_DISCOVERED = 12  # devices besides those that are configured: each has outlets for as long as the daemon runs
 
 GAZE_CHANNELS = (
@@ -60,6 +61,7 @@ class Phone:
         self.device = device
         self.sensors: dict[str, Sensor] = {}
         self.ids: set[str] = set()  # of its sensors, the unused ones too
+        self.announced: dict[str, ndsi.Attach] = {}
         self.last_data_ns = monotonic_ns()
         self._source = source
         self._gaze = device.stream(gaze_stream(device.descriptor, config))
@@ -96,7 +98,7 @@ class Phone:
                 self._source.loop,
                 self._source.context,
                 attach,
-                label=f"{self.name} {attach.sensor_name!r}",
+                device=self.name,
                 malformed=self.device.malformed,
                 lines=self._source.lines,
                 on_data=on_data,
@@ -104,21 +106,26 @@ class Phone:
             )
         except zmq.ZMQError as error:
             self.device.malformed["no_connection"] += 1
-            self._say("%s: sensor %r cannot be connected to: %s", attach.sensor_name, error)
+            text = "%s: sensor %r cannot be connected to: %s"
+            self._say(text, attach.sensor_name, error, stream=attach.sensor_type)
             return
-        self._say("%s: sensor %r (%s) attached", attach.sensor_name, attach.sensor_type)
+        self._say("%s: sensor %r (%s) attached", attach.sensor_name, attach.sensor_type, stream=attach.sensor_type)
 
     def detach(self, sensor_uuid: str) -> None:
         sensor = self.sensors.pop(sensor_uuid, None)
         if sensor is not None:
             sensor.close()
             self._was_without_echo |= sensor.attach.sensor_type == "event"
-            self._say("%s: sensor %r detached", sensor.attach.sensor_name)
+            self._say("%s: sensor %r detached", sensor.attach.sensor_name, stream=sensor.attach.sensor_type)
 
-    def _say(self, text: str, *arguments: object) -> None:
-        log.log(self._source.lines.level(logging.INFO), text, self.name, *arguments)
+    def _say(self, text: str, *arguments: object, stream: str | None = None) -> None:
+        fields = {"DEVICE": self.name, "SOURCE": self._source.name}
+        if stream is not None:
+            fields["STREAM"] = stream
+        log.log(self._source.lines.level(logging.INFO), text, self.name, *arguments, extra=fields)
 
     def close(self) -> None:
+        self.device.recording = None
         for sensor_uuid in list(self.sensors):
             self.sensors.pop(sensor_uuid).close()
         if self.task is not None:
@@ -153,11 +160,15 @@ class Phone:
 
     def _on_control(self, update: ndsi.ControlUpdate) -> None:
         if update.control_id == "local_capture":
-            # Each ping lands in the participant's recording.
-            clock, intervals = self.device.clock, self._source.clock_config
-            recording = update.value is True
-            clock.plan.interval_ns = intervals.recording_ping_interval_ns if recording else intervals.ping_interval_ns
-            clock.plan.pairs = not recording
+            self.device.recording = update.value is True
+            self.plan_pings()
+
+    def plan_pings(self) -> None:
+        """Rarely while the device records: each ping lands in the participant's recording."""
+        plan, intervals = self.device.clock.plan, self._source.clock_config
+        recording = self.device.recording is True
+        plan.interval_ns = intervals.recording_ping_interval_ns if recording else intervals.ping_interval_ns
+        plan.pairs = not recording
 
     def ping_sent(self, token: bytes, sent_ns: int) -> None:
         exchange, number = token.split(b".")
@@ -207,12 +218,55 @@ class NdsiDeviceSource:
         self._counts: Counter[str] = Counter()
         self._node_counts: Counter[str] = Counter()
         self._own_names: set[str] = set()
+        self._postponed: list[ZreEvent] | None = None  # what comes while the devices are changed
         self.lines = LineBudget()
 
     def open(self, pipeline: Pipeline) -> None:
         self._pipeline = pipeline
         for device in self._config.devices:
             self._declare(device)
+
+    @property
+    def device_names(self) -> tuple[str, ...]:
+        return tuple(self._own_names)
+
+    def set_clock(self, clock: ClockConfig) -> None:
+        self.clock_config = clock
+        for phone in self._phones.values():
+            phone.plan_pings()
+
+    async def reconfigure(self, config: NdsiSource) -> None:
+        """Changes what is expected on the same network; devices whose configuration stays are not touched.
+
+        Phones that are another device now, or one that has changed, are met anew.
+        """
+        before = {device.name: device for device in self._config.devices}
+        after = {device.name: device for device in config.devices}
+        changed = {name for name in before.keys() | after.keys() if before.get(name) != after.get(name)}
+        expected = [after[name] for name in changed & after.keys()]
+        anew = [
+            phone
+            for phone in self._phones.values()
+            if phone.name in changed
+            or (phone.name not in after and any(device.matches(phone.own_name) for device in expected))
+        ]
+        self._config = config
+        self._postponed = []
+        try:
+            for phone in anew:
+                self._peer_gone(phone.peer)
+            for name in ({phone.name for phone in anew} | changed) & self._own_names:
+                self._own_names.discard(name)
+                await self._pipeline.remove_device(name)
+            for device in config.devices:
+                self._declare(device)
+            for phone in anew:
+                for sensor in phone.announced.values():
+                    self._attach(phone.peer, phone.own_name, sensor)
+        finally:
+            postponed, self._postponed = self._postponed, None
+            for event in postponed:
+                self._on_zre(event)
 
     def status(self) -> dict[str, object]:
         return {
@@ -238,7 +292,8 @@ class NdsiDeviceSource:
         )
         self.context = zmq.Context()
         self._node_counts = node.counts
-        log.info("looking for Companion devices on %s (broadcast %s)", interface.address, interface.broadcast)
+        text = "looking for Companion devices on %s (broadcast %s)"
+        log.info(text, interface.address, interface.broadcast, extra={"SOURCE": self.name})
         try:
             async with asyncio.TaskGroup() as self._tasks:
                 reason = await self._watch(node)
@@ -273,6 +328,10 @@ class NdsiDeviceSource:
     # --- discovery -----------------------------------------------------------------------------------------------
 
     def _on_zre(self, event: ZreEvent) -> None:
+        if self._postponed is not None and event.type != "SENT":
+            if len(self._postponed) < MAX_POSTPONED:
+                self._postponed.append(event)
+            return
         match event.type:
             case "WHISPER" | "SHOUT":
                 self._announced(event)
@@ -291,19 +350,22 @@ class NdsiDeviceSource:
             self._counts["announcements_malformed"] += 1
             log.debug("from %s: %s", event.name, error)
             return
-        phone = self._phones.get(event.peer)
-        if isinstance(announcement, ndsi.Detach):
-            if phone is not None:
-                phone.detach(announcement.sensor_uuid)
-            return
-        if phone is None:
-            phone = self._meet(event.peer, event.name, announcement.sensor_uuid)
+        if isinstance(announcement, ndsi.Attach):
+            self._attach(event.peer, event.name, announcement)
+        elif (phone := self._phones.get(event.peer)) is not None:
+            phone.announced.pop(announcement.sensor_uuid, None)
+            phone.detach(announcement.sensor_uuid)
+
+    def _attach(self, peer: uuid.UUID, own_name: str, attach: ndsi.Attach) -> None:
+        phone = self._phones.get(peer) or self._meet(peer, own_name, attach.sensor_uuid)
         if phone is None:
             return
         if len(phone.ids) < KEPT_IDS:  # each new one is written to the disk
-            phone.ids.add(announcement.sensor_uuid)
-            self._names.remember(phone.name, phone.own_name, announcement.sensor_uuid)
-        phone.attach(announcement)
+            phone.ids.add(attach.sensor_uuid)
+            self._names.remember(phone.name, phone.own_name, attach.sensor_uuid)
+        if attach.sensor_uuid in phone.announced or len(phone.announced) < KEPT_IDS:
+            phone.announced[attach.sensor_uuid] = attach
+        phone.attach(attach)
 
     def _meet(self, peer: uuid.UUID, own_name: str, sensor_uuid: str) -> Phone | None:
         """The phone that this peer is from now on. None when there are too many."""
@@ -320,7 +382,7 @@ class NdsiDeviceSource:
         self._phones[peer] = phone
         self.node.keep(peer)
         device.attached()
-        log.log(self.lines.level(logging.INFO), "%s: device %r is there", config.name, own_name)
+        self._say("%s: device %r is there", config.name, own_name)
         phone.task = self._tasks.create_task(phone.keep_time(), name=f"clock of {config.name}")
         return phone
 
@@ -329,7 +391,10 @@ class NdsiDeviceSource:
         if phone is not None:
             phone.close()
             phone.device.detached()
-            log.log(self.lines.level(logging.INFO), "%s: device %r has gone", phone.name, phone.own_name)
+            self._say("%s: device %r has gone", phone.name, phone.own_name)
+
+    def _say(self, text: str, name: str, own_name: str) -> None:
+        log.log(self.lines.level(logging.INFO), text, name, own_name, extra={"DEVICE": name, "SOURCE": self.name})
 
     # --- identity ------------------------------------------------------------------------------------------------
 

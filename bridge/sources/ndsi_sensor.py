@@ -57,7 +57,7 @@ class Sensor:
         context: zmq.Context[Any],
         attach: ndsi.Attach,
         *,
-        label: str,
+        device: str,
         malformed: Counter[str],
         lines: LineBudget,
         on_data: Callable[[list[bytes]], None] | None,
@@ -69,7 +69,8 @@ class Sensor:
         self._attached_at = loop.time()
         self.controls: dict[str, object] = {}
         self._loop = loop
-        self._label = label
+        self._device = device
+        self._label = f"{device} {attach.sensor_name!r}"
         self._malformed = malformed
         self._lines = lines
         self._on_control = on_control
@@ -156,7 +157,9 @@ class Sensor:
             case ndsi.ControlError(error_str=text):
                 if text not in self._warned and len(self._warned) < 20:
                     self._warned.add(text)
-                    log.log(self._lines.level(logging.WARNING), "%s: the device refuses: %.200r", self._label, text)
+                    level = self._lines.level(logging.WARNING)
+                    fields = {"DEVICE": self._device, "STREAM": self.attach.sensor_type}
+                    log.log(level, "%s: the device refuses: %.200r", self._label, text, extra=fields)
 
     def _keep(self, control_id: str, value: object) -> None:
         if control_id in self.controls or control_id == "streaming" or len(self.controls) < MAX_CONTROLS:

@@ -18,7 +18,7 @@ import zmq
 
 from bridge.clock import RoundTrip
 from bridge.clock.host import monotonic_ns
-from bridge.config import ClockConfig, PupilCoreSource
+from bridge.config import ClockConfig, NdsiSource, PupilCoreSource
 from bridge.errors import DeviceUnavailable, MalformedMessage
 from bridge.pipeline import Device, Pipeline
 from bridge.sources.zmqio import Lifeline, ZmqReader, subscriber
@@ -130,6 +130,17 @@ class PupilCoreDeviceSource:
                 for method in ("2d", "3d"):
                     self._pupil[eye, method] = self._device.stream(pupil_stream(descriptor, config, eye, method))
 
+    @property
+    def device_names(self) -> tuple[str, ...]:
+        return (self._config.name,)
+
+    async def reconfigure(self, config: NdsiSource) -> None:
+        raise TypeError("one Pupil Capture is one device: it is replaced")
+
+    def set_clock(self, clock: ClockConfig) -> None:
+        self._clock_config = clock
+        self._device.clock.plan.interval_ns = round(BURST_INTERVAL_S * clock.ping_interval_s * 1e9)
+
     def status(self) -> dict[str, object]:
         return {
             "type": "pupil_core",
@@ -153,7 +164,8 @@ class PupilCoreDeviceSource:
             data = subscriber(context, backbone, topics, HIGH_WATER_MARK, MAX_MESSAGE_BYTES)
             reader = ZmqReader(loop, data, self._on_datum)
             lifeline = Lifeline(loop, reader.socket, backbone)
-            log.info("%s: Pupil Capture %s at %s", self._config.name, self._version, self._config.address)
+            name = self._config.name
+            log.info("%s: Pupil Capture %s at %s", name, self._version, self._config.address, extra={"DEVICE": name})
             self._device.attached()
             await self._keep_time(remote, ports)
         except zmq.ZMQError as error:  # no file descriptors left
@@ -198,7 +210,7 @@ class PupilCoreDeviceSource:
     async def _keep_time(self, remote: PupilRemote, ports: tuple[int, int]) -> None:
         """Measures the clock for as long as Pupil Remote answers, and sees when Capture has been started again."""
         clock = self._device.clock
-        clock.plan.interval_ns = round(BURST_INTERVAL_S * self._clock_config.ping_interval_s * 1e9)
+        self.set_clock(self._clock_config)
         check_ports_at_ns = monotonic_ns() + round(PORTS_CHECK_S * 1e9)
         lost, epoch = 0, clock.epoch
         while True:
@@ -226,7 +238,9 @@ class PupilCoreDeviceSource:
                     raise
                 if lost == REQUESTS_LOST_UNTIL_GONE:
                     # Anybody's empty request ends Pupil Remote, and only that, for good: the data are worth having.
-                    log.warning("%s: Pupil Remote has ended; data go on, the clock is not seen", self._config.name)
+                    name = self._config.name
+                    text = "%s: Pupil Remote has ended; data go on, the clock is not seen"
+                    log.warning(text, name, extra={"DEVICE": name})
 
     async def _burst(self, remote: PupilRemote) -> list[RoundTrip]:
         """Some round trips in a row: after the first, nobody on the way has to wake up."""

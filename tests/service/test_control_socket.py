@@ -11,6 +11,7 @@ import threading
 from collections.abc import AsyncIterator, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -18,14 +19,15 @@ import pytest
 
 from bridge import __version__
 from bridge.control import Control
-from bridge.errors import BridgeError
+from bridge.errors import BridgeError, ConfigError
+from bridge.loop_lag import LoopLag
 from bridge.pipeline import Pipeline
 from bridge.service import control_socket
 from bridge.service.control_socket import MAX_REQUEST_BYTES, ask, check_free, default_socket_path, serve
 from bridge.streams import DeviceDescriptor, StreamDescriptor, StreamKind
 
 DEADLINE_S = 20.0
-PHONE = DeviceDescriptor("phone", "companion", "pupil_labs")
+PHONE = DeviceDescriptor("phone", "companion", "pupil_labs", model="Companion")
 
 
 class QuietSource:
@@ -43,11 +45,25 @@ class QuietSource:
         await asyncio.Event().wait()
 
 
+class Owner:
+    """What Control needs of a daemon."""
+
+    def __init__(self) -> None:
+        source = QuietSource()
+        self.pipeline, self.sources = Pipeline([]), [source]
+        self.lag, self.loaded_at, self.reloads, self.refused, self.path = LoopLag(), datetime.now(UTC), 0, None, None
+        source.open(self.pipeline)
+
+    def problems(self) -> list[str]:
+        return []
+
+    async def reload(self) -> str:
+        raise ConfigError("x.toml: 1 fault")
+
+
 @pytest.fixture
 def control() -> Control:
-    source, pipeline = QuietSource(), Pipeline([])
-    source.open(pipeline)
-    return Control(pipeline, [source])
+    return Control(Owner())
 
 
 @pytest.fixture
@@ -61,10 +77,10 @@ async def served(path: Path, control: Control) -> AsyncIterator[Path]:
         yield path
 
 
-async def asked(path: Path, command: str) -> dict[str, Any]:
+async def asked(path: Path, command: str, arguments: dict[str, Any] | None = None) -> dict[str, Any]:
     """``ask``, which blocks, in a thread that ends with it."""
     with ThreadPoolExecutor(1) as executor:
-        return await asyncio.get_running_loop().run_in_executor(executor, ask, path, command)
+        return await asyncio.get_running_loop().run_in_executor(executor, ask, path, command, arguments)
 
 
 async def status(path: Path) -> dict[str, Any]:
@@ -140,14 +156,63 @@ async def test_a_bad_request_is_told_what_a_good_one_looks_like(served: Path, re
     assert await status(served)
 
 
-@pytest.mark.parametrize("command", ["dance", "", None, 3, ["status"], {"status": 1}])
-async def test_an_unknown_command_is_named(served: Path, command: object) -> None:
+@pytest.mark.parametrize("command", ["dance", "", "x" * 1000])
+async def test_an_unknown_command_is_named_beside_those_that_there_are(served: Path, command: str) -> None:
     answer = json.loads(await exchange(served, json.dumps({"command": command}).encode() + b"\n"))
-    assert answer == {"error": f"unknown command {command!r}"}
+    known = "status, reload, record, event, annotate, calibrate"
+    assert answer == {"error": f"unknown command {command[:50]!r}; there are {known}", "config": False}
+
+
+@pytest.mark.parametrize(
+    "request_", [{"command": None}, {"command": ["status"]}, {"command": "status", "arguments": 3}]
+)
+async def test_a_command_is_a_text_with_an_object_of_arguments(served: Path, request_: object) -> None:
+    answer = json.loads(await exchange(served, json.dumps(request_).encode() + b"\n"))
+    assert answer == {"error": "the command is a text, its arguments are an object"}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        ({"x": 1}, "status: Object contains unknown field `x`"),
+        ({"action": "begin"}, "record: the action is 'start' or 'stop', not 'begin'"),
+        ({}, "record: Object missing required field `action`"),
+        ({"action": "start", "device": "ghost"}, "there is no device 'ghost'; known are: phone"),
+        ({"action": "start", "device": "phone"}, "phone: record is not possible with this device (Companion)"),
+        ({"action": "start"}, "record: no device that is known can do that through the bridge"),
+    ],
+)
+async def test_what_is_asked_wrongly_or_of_the_wrong_device_is_refused_in_a_sentence(
+    served: Path, arguments: dict[str, Any], words: str
+) -> None:
+    request = {"command": words.split(":")[0] if words.startswith("status") else "record", "arguments": arguments}
+    answer = json.loads(await exchange(served, json.dumps(request).encode() + b"\n"))
+    assert answer["error"] == words
+
+
+async def test_a_device_does_what_its_source_can_do_while_it_is_there(served: Path, control: Control) -> None:
+    phone = control._owner.pipeline.devices["phone"]
+    asked_for: list[str] = []
+
+    async def record(given: Any) -> str:
+        asked_for.append(given.action)
+        return "recording"
+
+    phone.actions["record"] = record
+    with pytest.raises(BridgeError, match=r"^phone: the device is not there$"):
+        await asked(served, "record", {"action": "start", "device": "phone"})
+    phone.connected = True
+    assert await asked(served, "record", {"action": "start"}) == {"phone": "recording"}
+    assert asked_for == ["start"]
+
+
+async def test_a_configuration_that_is_refused_is_an_error_of_its_own_kind(served: Path) -> None:
+    with pytest.raises(ConfigError, match=r"^x\.toml: 1 fault$"):
+        await asked(served, "reload")
 
 
 async def test_ask_raises_what_the_daemon_says_is_wrong(served: Path) -> None:
-    with pytest.raises(BridgeError, match=r"^unknown command 'dance'$"):
+    with pytest.raises(BridgeError, match=r"^unknown command 'dance'; there are status, "):
         await asked(served, "dance")
 
 

@@ -257,7 +257,7 @@ def test_the_beginning_of_an_epoch_is_not_lost_when_ros_blocks(sink: Ros2Sink, c
     sink.clock_event(DEVICE, ClockEvent(0, None, 1, "restart"))
     released.set()
     assert clock_hearer.hear(1)[0].source == "epoch 1 restart"
-    assert output.dropped == {"queue_full": 1}
+    assert output.dropped == {}, "there is room for what is rare"
 
 
 # --- CLOCK_REALTIME --------------------------------------------------------------------------------------------------

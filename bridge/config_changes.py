@@ -1,0 +1,81 @@
+"""What has to be done to go from one configuration to another while devices stream. Pure: the daemon does it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import NamedTuple
+
+from bridge.config import Config, NdsiSource, Sink, Source
+
+Key = tuple[str, ...]
+
+
+class Changes(NamedTuple):
+    """``stop`` is done before ``reconfigure``, that before ``start``. ``words`` say it all to a person."""
+
+    close_sinks: tuple[str, ...]
+    open_sinks: tuple[Sink, ...]
+    stop: tuple[Key, ...]
+    reconfigure: tuple[NdsiSource, ...]
+    start: tuple[Source, ...]
+    later: tuple[str, ...]  # settings that take effect at the next start
+    words: str
+
+
+def source_key(source: Source) -> Key:
+    """What a source is known by: where that is the same, it is the same source."""
+    if isinstance(source, NdsiSource):
+        return ("ndsi", str(source.interface), str(source.beacon_port))
+    return ("pupil_core", source.name)
+
+
+def changes(old: Config, new: Config, open_sinks: Mapping[str, Sink], owners: Mapping[str, Key]) -> Changes:
+    """``open_sinks``: those that are open, by type. ``owners``: the source of each device that is known now.
+
+    A source whose device another one is to have begins anew, so that it lets go of the device first.
+    """
+    before = {source_key(source): source for source in old.sources}
+    after = {source_key(source): source for source in new.sources}
+    moved = {owners[name] for key, source in after.items() for name in _names(source) if owners.get(name, key) != key}
+    removed = [key for key in before if key not in after]
+    changed = [key for key in before.keys() & after.keys() if before[key] != after[key]]
+    in_place = [source for key in changed if key not in moved and isinstance(source := after[key], NdsiSource)]
+    anew = [key for key in before if key in after and (key in moved or (key in changed and key[0] != "ndsi"))]
+    added = [source for key, source in after.items() if key not in before]
+    wanted: dict[str, Sink] = {sink.type: sink for sink in new.sinks}
+    opened = tuple(sink for kind, sink in wanted.items() if open_sinks.get(kind) != sink)
+    closed = tuple(kind for kind, sink in open_sinks.items() if wanted.get(kind) != sink)
+    tables = [name for name in ("clock", "logging", "http", "overload") if getattr(old, name) != getattr(new, name)]
+    later = tuple(
+        f"service.{key}"
+        for key in type(new.service).model_fields
+        if getattr(old.service, key) != getattr(new.service, key)
+    )
+    told = [
+        *(f"added {_spell(source)}" for source in added),
+        *(f"removed {_spell(before[key])}" for key in removed),
+        *(f"changed {_spell(after[key])}" for key in sorted(changed)),
+        *(f"{'changed' if sink.type in open_sinks else 'opened'} sink {sink.type}" for sink in opened),
+        *(f"closed sink {kind}" for kind in closed if kind not in wanted),
+        *(f"changed [{name}]" for name in tables),
+    ]
+    return Changes(
+        closed,
+        opened,
+        (*removed, *anew),
+        tuple(in_place),
+        (*(after[key] for key in anew), *added),
+        later,
+        ", ".join(told) or "nothing has changed",
+    )
+
+
+def _names(source: Source) -> tuple[str, ...]:
+    """The devices that a source's configuration names."""
+    return tuple(device.name for device in source.devices) if isinstance(source, NdsiSource) else (source.name,)
+
+
+def _spell(source: Source) -> str:
+    if isinstance(source, NdsiSource):
+        return f"ndsi on {source.interface or 'auto'}"
+    return source.name
