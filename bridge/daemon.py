@@ -91,6 +91,7 @@ class Daemon:
         self._reload_waiting: list[asyncio.Future[str]] = []
         self._reload_wanted = asyncio.Event()
         self._http: Any = None
+        self._old_http: asyncio.Future[None] | None = None  # on its way out
         self._status_told = ""
         self._ticks = 0
         self.control = Control(self)
@@ -285,8 +286,9 @@ class Daemon:
             host, port = config.http.listen
             settings = HttpSettings(host, port, config.http.secret())
         before, self._http = self._http, None
-        if before is not None:
-            await before.stop()
+        stays = before is not None and config.http.listen == self.config.http.listen
+        if stays:
+            await before.stop()  # the new one listens there
         try:
             if settings is not None:
                 from bridge.service.http import HttpServer
@@ -295,12 +297,17 @@ class Daemon:
                 await server.start()
                 self._http = server
         except BridgeError:
-            if before is not None:
+            self._http = before
+            if stays:
                 await before.start()
-                self._http = before
             raise
+        if before is not None and not stays:
+            # Not waited for: the one who asked for all this may be its client.
+            self._old_http = asyncio.ensure_future(before.stop())
 
     async def _stop_http(self) -> None:
+        if self._old_http is not None:
+            await self._old_http
         if self._http is not None:
             await self._http.stop()
 

@@ -149,12 +149,15 @@ class Bridge:
 
     def __init__(self, process: Process, socket: Path) -> None:
         self.process = process
-        self._socket = socket
+        self.control = socket
 
-    def status(self) -> dict[str, Any]:
+    def ask(self, command: str, **arguments: Any) -> dict[str, Any]:
         from bridge.service import control_socket
 
-        return control_socket.ask(self._socket, "status")
+        return control_socket.ask(self.control, command, arguments)
+
+    def status(self) -> dict[str, Any]:
+        return self.ask("status")
 
     def device(self, name: str) -> dict[str, Any]:
         """Status of one device; {} when it is not known yet."""
