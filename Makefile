@@ -1,14 +1,17 @@
 # make demo   the bridge on two simulated eye trackers; DEMO_ARGS="--duration 20 --report report.json"
 # make test   everything that CI runs: linters, types, import rules, tests
 # make clock  the clock's benchmark on simulated links; make live, make hour: on real sockets, and an hour of the daemon
+# make soak   the daemon for half an hour among failing devices and readers; SOAK_MINUTES=30 SOAK_ARGS="--seed 1"
+# make startup  times of --help and of the start, and memory
 # Both install what they need, into .venv (and .venv-ndsi for the conformance peer). As root on Debian they also
 # install the Debian packages that are missing; otherwise they say which.
 
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 PIP_INSTALL := .venv/bin/python -m pip install --quiet --disable-pip-version-check --constraint requirements.lock
 PYTEST_ARGS ?=
+SOAK_MINUTES ?= 30
 
-.PHONY: demo test check lock ndsi-env benchmark clock live hour pictures clean
+.PHONY: demo test check lock ndsi-env benchmark clock live hour soak startup pictures clean
 
 demo: .venv/.ros-installed
 	@.venv/bin/pupil-bridge demo $(DEMO_ARGS)
@@ -38,6 +41,12 @@ live: .venv/.test-installed
 
 hour: .venv/.test-installed
 	.venv/bin/python -m benchmarks.clock.hour
+
+soak: .venv/.test-installed
+	.venv/bin/python -m benchmarks.soak --minutes $(SOAK_MINUTES) $(SOAK_ARGS)
+
+startup: .venv/.test-installed
+	.venv/bin/python -m benchmarks.startup
 
 pictures: .venv/.test-installed
 	.venv/bin/python -m benchmarks.clock.pictures
@@ -69,7 +78,7 @@ ndsi-env: .venv-ndsi/.installed
 
 # Needs uv: pip install uv
 lock:
-	uv pip compile --universal --python-version 3.11 --extra ros --extra test --extra pictures --no-header --upgrade setup.py -o requirements.lock
+	uv pip compile --universal --python-version 3.11 --extra ros --extra test --extra pictures --extra systemd --no-header --upgrade setup.py -o requirements.lock
 
 clean:
 	rm -rf .venv .venv-ndsi build dist *.egg-info

@@ -34,9 +34,11 @@ setup(
     packages=find_packages(include=["bridge", "bridge.*"]),
     package_data={"bridge": ["py.typed"], "bridge.simulators": ["data/*.xz"]},
     install_requires=[
+        "aiohttp>=3.10",
         "click>=8.1",
         "msgspec>=0.19",
         "numpy>=1.26",
+        "prometheus-client>=0.20",
         "psutil>=5.9",
         "pydantic>=2.7",
         "pylsl>=1.17.6",

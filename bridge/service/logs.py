@@ -47,7 +47,9 @@ def set_up(level: str, form: str = "auto") -> None:
         handler = logging.StreamHandler(sys.stderr)
         handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)-7s %(message)s", "%H:%M:%S"))
     root = logging.getLogger()
-    root.handlers[:] = [handler]
+    before, root.handlers[:] = root.handlers[:], [handler]
+    for old in before:
+        journal.release(old)
     root.setLevel(logging.WARNING)
     logging.getLogger("bridge").setLevel(level.upper())
     # pyre warns of everything a stranger sends; the bridge counts that itself.

@@ -218,6 +218,7 @@ class NdsiDeviceSource:
         self._counts: Counter[str] = Counter()
         self._node_counts: Counter[str] = Counter()
         self._own_names: set[str] = set()
+        self._life: object = None  # of the discovery node, another one at each run
         self._postponed: list[ZreEvent] | None = None  # what comes while the devices are changed
         self.lines = LineBudget()
 
@@ -252,6 +253,7 @@ class NdsiDeviceSource:
         ]
         self._config = config
         self._postponed = []
+        life = self._life
         try:
             for phone in anew:
                 self._peer_gone(phone.peer)
@@ -260,7 +262,7 @@ class NdsiDeviceSource:
                 await self._pipeline.remove_device(name)
             for device in config.devices:
                 self._declare(device)
-            for phone in anew:
+            for phone in anew if life is not None and life is self._life else ():
                 for sensor in phone.announced.values():
                     self._attach(phone.peer, phone.own_name, sensor)
         finally:
@@ -296,11 +298,15 @@ class NdsiDeviceSource:
         log.info(text, interface.address, interface.broadcast, extra={"SOURCE": self.name})
         try:
             async with asyncio.TaskGroup() as self._tasks:
+                self._life = object()
                 reason = await self._watch(node)
                 for peer in list(self._phones):
                     self._peer_gone(peer)
             raise DeviceUnavailable(reason)
         finally:
+            self._life = None
+            if self._postponed:
+                self._postponed.clear()
             for peer in list(self._phones):
                 self._peer_gone(peer)
             node.stop()

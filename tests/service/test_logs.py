@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import logging
+import os
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, redirect_stderr
@@ -13,6 +14,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from bridge.service import journal
 from bridge.service.logs import JsonFormatter, set_up
 
 
@@ -62,6 +64,36 @@ def test_a_json_line_carries_the_exception_and_stays_one_line() -> None:
     assert (entry["level"], entry["message"]) == ("error", "it failed")
     assert entry["exception"].startswith("Traceback")
     assert entry["exception"].endswith("ValueError: what\na mess")
+
+
+def test_a_json_line_has_the_fields_of_its_log_call_in_lower_case() -> None:
+    with logging_as("info", "json") as stderr:
+        extra = {"DEVICE": "core", "EPOCH": 2, "STREAM": None, "MESSAGE": "another", "lower": "case"}
+        logging.getLogger("bridge.daemon").info("hello", extra=extra)
+    entry = json.loads(stderr.getvalue())
+    assert (entry["device"], entry["epoch"], entry["message"]) == ("core", 2, "hello")
+    assert set(entry) == {"time", "level", "logger", "message", "device", "epoch"}
+
+
+def test_a_text_line_has_no_fields_as_messages_name_the_device_themselves() -> None:
+    with logging_as("info", "text") as stderr:
+        logging.getLogger("bridge.daemon").info("core is back", extra={"DEVICE": "core"})
+    assert stderr.getvalue()[8:] == " INFO    core is back\n"
+
+
+def test_auto_is_text_where_no_journal_listens(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("JOURNAL_STREAM", "1:2")  # inherited from a service, with standard error sent elsewhere
+    with logging_as("info", "auto") as stderr:
+        logging.getLogger("bridge.daemon").info("hello")
+    assert stderr.getvalue()[8:] == " INFO    hello\n"
+
+
+def test_auto_is_the_journal_where_standard_error_goes_there(monkeypatch: pytest.MonkeyPatch) -> None:
+    there = os.fstat(2)
+    monkeypatch.setenv("JOURNAL_STREAM", f"{there.st_dev}:{there.st_ino}")
+    with logging_as("info", "auto"):
+        (handler,) = logging.getLogger().handlers
+        assert isinstance(handler.sender, journal.JournalSender)
 
 
 def test_a_text_line_has_the_time_of_day_the_level_and_the_message() -> None:
