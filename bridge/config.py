@@ -37,6 +37,8 @@ def load(path: Path, environ: Mapping[str, str] = os.environ) -> Config:
     files = [path, *drop_ins(path)]
     layers = [_layer(_read(file), str(file)) for file in files]
     variables, faults = environment(environ, VARIABLES)
+    if oversized := list(checks.oversized(variables.tree)):
+        raise ConfigError(Merged([variables]).report([], [*faults, *oversized]))
     return _build([*layers, variables] if variables.variables else layers, faults)
 
 
@@ -73,10 +75,7 @@ def _layer(text: str, origin: str) -> Layer:
 
 def _build(layers: list[Layer], faults: list[Fault]) -> Config:
     """``faults``: what is known to be wrong already with the last layer."""
-    try:
-        merged = Merged(layers)
-    except RecursionError as error:
-        raise ConfigError(f"{layers[0].origin}: is nested too deeply") from error
+    merged = Merged(layers)
     found = list(checks.together(merged.tree))
     try:
         config = Config.model_validate(merged.tree)

@@ -14,7 +14,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
+from bridge.config_checks import DEFAULT_BEACON_PORT, DEFAULT_CORE_NAME
 from bridge.config_faults import Fault, Place, report, spell
+from bridge.errors import ConfigError
 
 ENVIRONMENT: Final = "the environment"
 PREFIX: Final = "PUPIL_BRIDGE_"
@@ -39,7 +41,10 @@ class Merged:
         self._layers = layers
         self._places: dict[Place, tuple[int, Place]] = {}
         for number, layer in enumerate(layers):
-            self._table(self.tree, layer.tree, (), (), number)
+            try:
+                self._table(self.tree, layer.tree, (), (), number)
+            except RecursionError as error:
+                raise ConfigError(f"{layer.origin}: is nested too deeply") from error
 
     def _table(self, into: dict[str, Any], table: dict[str, Any], place: Place, local: Place, layer: int) -> None:
         for key, value in table.items():
@@ -104,14 +109,14 @@ def _identity(kind: str | int, entry: Any) -> tuple[Any, ...] | None:
     """What an entry of a list is known by; None where it has nothing."""
     if not isinstance(entry, dict):
         return None
-    name = entry.get("name")
+    name = entry.get("name", DEFAULT_CORE_NAME if kind == "source" else None)
     match kind, entry.get("type"):
         case "sink", str(sink):
             return (sink,)
         case "source", "pupil_core" if isinstance(name, str):
             return ("pupil_core", name)
         case "source", "ndsi":
-            found = ("ndsi", entry.get("interface", "auto"), entry.get("beacon_port", 0))
+            found = ("ndsi", entry.get("interface", "auto"), entry.get("beacon_port", DEFAULT_BEACON_PORT))
             return found if all(isinstance(part, str | int) for part in found) else None
         case "device", _ if isinstance(name, str):
             return (name,)
@@ -119,8 +124,16 @@ def _identity(kind: str | int, entry: Any) -> tuple[Any, ...] | None:
 
 
 def drop_ins(path: Path) -> list[Path]:
-    """The drop-in files of the configuration file ``path``, in the order in which they count."""
-    return sorted(found for found in (path.parent / "config.d").glob("*.toml") if not found.name.startswith("."))
+    """The drop-in files of the configuration file ``path``, in the order in which they count. Raises ConfigError."""
+    directory = path.parent / "config.d"
+    try:  # glob would pass over what this user may not read
+        return sorted(
+            found for found in directory.iterdir() if found.suffix == ".toml" and not found.name.startswith(".")
+        )
+    except (FileNotFoundError, NotADirectoryError):
+        return []
+    except OSError as error:
+        raise ConfigError(f"{directory}: cannot be read: {error.strerror or error}") from error
 
 
 def environment(environ: Mapping[str, str], tables: Mapping[str, Mapping[str, bool]]) -> tuple[Layer, list[Fault]]:
@@ -153,6 +166,7 @@ def environment(environ: Mapping[str, str], tables: Mapping[str, Mapping[str, bo
 def _parsed(value: str) -> Any:
     """A value as TOML writes it; what is none stays text, which the check of its type then names."""
     try:
-        return tomllib.loads(f"value = {value}")["value"]
+        tree = tomllib.loads(f"value = {value}")
+        return tree["value"] if len(tree) == 1 else value  # lines of their own are no part of a value
     except (ValueError, RecursionError):
         return value

@@ -45,6 +45,8 @@ CONTROL_IS_OFF = (
 )
 NOT_ALLOWED = "this needs the token of the [http] table: send the header Authorization: Bearer TOKEN"
 WRONG_HOST = "this server is not known by that name: use its address, localhost or its host name, or send the token"
+NOTHING_YET: tuple[float, dict[str, Any]] = (-math.inf, {})
+NO_TEXT_YET: tuple[float, bytes] = (-math.inf, b"")
 HEADERS = {
     "Server": "pupil-bridge",
     "Cache-Control": "no-store",
@@ -82,9 +84,11 @@ class HttpServer:
         self._control = control
         self._settings = settings
         self._token = None if settings.token is None else settings.token.encode("utf-8", "surrogateescape")
-        self._metrics = Metrics(control.status)
+        self._metrics = Metrics(self._tree)
         self._room = _Room(max_connections, exchange_s)
-        self._answers: dict[str, tuple[float, Any]] = {}
+        self._status_tree: tuple[float, dict[str, Any]] = NOTHING_YET  # when it was made, by the loop's clock
+        self._text = NO_TEXT_YET
+        self._scraping = asyncio.Lock()
         self._lines = LineBudget()
         self._names = _own_names()
         self._runner: web.AppRunner | None = None
@@ -214,26 +218,35 @@ class HttpServer:
 
     async def _healthz(self, request: web.Request) -> web.StreamResponse:
         """200 whenever the loop answers: a silent device is in the list and no reason to restart anything."""
-        problems = self._fresh("tree", self._control.status).get("problems", [])
+        problems = self._tree().get("problems", [])
         answer: dict[str, Any] = {"state": "degraded" if problems else "ok"}
         if self._may_read(request):
             answer["problems"] = problems
         return _json(answer)
 
     async def _status(self, request: web.Request) -> web.StreamResponse:
-        return _json(self._fresh("tree", self._control.status))
+        return _json(self._tree())
 
     async def _metrics_text(self, request: web.Request) -> web.StreamResponse:
-        body = self._fresh("metrics", self._metrics.text)
+        async with self._scraping:
+            made_s, body = self._text
+            now_s = asyncio.get_running_loop().time()
+            if now_s - made_s > FRESH_S:
+                parts = []
+                for part in self._metrics.parts():
+                    parts.append(part)
+                    await asyncio.sleep(0)  # samples wait no longer than for one of them
+                body = b"".join(parts)
+                self._text = (now_s, body)
         return web.Response(body=body, headers={"Content-Type": CONTENT_TYPE})
 
-    def _fresh(self, name: str, make: Callable[[], Any]) -> Any:
+    def _tree(self) -> dict[str, Any]:
+        made_s, tree = self._status_tree
         now_s = asyncio.get_running_loop().time()
-        made_s, answer = self._answers.get(name, (-math.inf, None))
         if now_s - made_s > FRESH_S:
-            answer = make()
-            self._answers[name] = (now_s, answer)
-        return answer
+            tree = self._control.status()
+            self._status_tree = (now_s, tree)
+        return tree
 
     async def _command(self, request: web.Request) -> web.StreamResponse:
         if request.content_type != "application/json":
@@ -257,7 +270,8 @@ class HttpServer:
             return _refusal(504, f"the command did not end within {COMMAND_S:.0f} s")
         finally:
             connection.idle()
-            self._answers.clear()  # a status that is asked for now has what the command did
+            self._text = NO_TEXT_YET
+            self._status_tree = NOTHING_YET  # a status that is asked for now has what the command did
         return _json({"result": result})
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import re
+from pathlib import Path
 from typing import Any
 
 from hypothesis import given, settings
@@ -95,13 +96,20 @@ def test_a_stream() -> None:
     assert value(found, "pupil_bridge_stream_samples_received_total", **labels) == 5000
     assert value(found, "pupil_bridge_stream_samples_sent_total", **labels, sink="lsl") == 4990
     assert value(found, "pupil_bridge_stream_samples_sent_total", **labels, sink="ros2") == 4980
-    assert value(found, "pupil_bridge_stream_samples_dropped_total", **labels, reason="late") == 2
-    assert value(found, "pupil_bridge_stream_samples_dropped_total", **labels, reason="ros2_queue_full") == 8
+    assert value(found, "pupil_bridge_stream_samples_dropped_total", **labels) == 10
+    assert value(found, "pupil_bridge_stream_samples_dropped_by_reason_total", **labels, reason="late") == 2
+    assert value(found, "pupil_bridge_stream_samples_dropped_by_reason_total", **labels, reason="ros2_queue_full") == 8
     assert value(found, "pupil_bridge_stream_age_seconds", **labels) == 0.004
     assert value(found, "pupil_bridge_stream_receive_rate_hertz", **labels) == 199.6
     assert value(found, "pupil_bridge_stream_send_rate_hertz", **labels) == 199.4
     assert value(found, "pupil_bridge_stream_device_rate_hertz", **labels) == 199.8
     assert value(found, "pupil_bridge_stream_expected_rate_hertz", **labels) == 200
+
+
+def test_drops_are_zero_before_the_first_one_so_that_an_alert_sees_that() -> None:
+    found = scraped(status(device("phone", streams=[stream("gaze")])))
+    assert value(found, "pupil_bridge_stream_samples_dropped_total", device="phone", stream="gaze") == 0
+    assert named(found, "pupil_bridge_stream_samples_dropped_by_reason_total") == {}
 
 
 def test_what_is_not_known_is_left_out_and_not_zero() -> None:
@@ -149,6 +157,15 @@ def test_names_follow_the_conventions() -> None:
     assert all(sentence.endswith(".") for sentence in helps.values())
 
 
+def test_every_metric_that_the_page_names_is_there() -> None:
+    drops = {"late": 1}
+    found = {name for name, _ in scraped(status(device("phone", streams=[stream("gaze", dropped=drops)])))}
+    page = (Path(__file__).parents[2] / "docs" / "monitoring.md").read_text(encoding="utf-8")
+    named_there = set(re.findall(r"\b(?:pupil_bridge|process)_[a-z_]+[a-z]\b", page))
+    assert len(named_there) >= 9
+    assert named_there <= found
+
+
 def test_they_are_in_a_registry_of_their_own() -> None:
     before = set(REGISTRY._collector_to_names)
     first, second = Metrics(status), Metrics(status)
@@ -189,7 +206,7 @@ def test_long_names_that_begin_alike_are_told_apart_and_short() -> None:
 def test_reasons_without_end_are_counted_together() -> None:
     drops = {f"reason_{n}": 1 for n in range(1000)}
     found = scraped(status(device("phone", streams=[stream("gaze", dropped=drops)], malformed=drops)))
-    for name in ("pupil_bridge_stream_samples_dropped_total", "pupil_bridge_device_malformed_messages_total"):
+    for name in ("pupil_bridge_stream_samples_dropped_by_reason_total", "pupil_bridge_device_malformed_messages_total"):
         samples = named(found, name)
         assert len(samples) == MAX_REASONS
         assert sum(samples.values()) == 1000

@@ -240,7 +240,6 @@ def test_inside_the_sandbox_lsl_ros_ndsi_and_core_work_and_other_users_get_the_d
         for name, device in {d["name"]: d for d in status(machine)["devices"]}.items():
             for stream, earlier in zip(device["streams"], before[name]["streams"], strict=True):
                 assert stream["samples_out"]["lsl"] > earlier["samples_out"]["lsl"], (name, stream["name"])
-                assert stream["samples_out"]["ros2"] > earlier["samples_out"]["ros2"], (name, stream["name"])
         assert messages(machine, "--priority=warning", f"_PID={main_pid(machine)}") == []
 
 
