@@ -6,6 +6,7 @@ import contextlib
 import functools
 import importlib
 import json
+import logging
 import os
 import sys
 from collections.abc import Callable
@@ -66,6 +67,9 @@ def run(config_path: Path) -> None:
         bridge = daemon.Daemon(tree, load=load, path=config_path, notifier=notifier)
         daemon.on_reload_signal(bridge.request_reload)
         await bridge.run(daemon.stop_signal)
+        if not bridge.ended:
+            logging.shutdown()
+            os._exit(0)  # a library's threads that do not end would keep the process
 
     daemon.run_loop(serve())
 

@@ -236,10 +236,12 @@ class LoggingConfig(_Table):
 
 
 class ServiceConfig(_Table):
-    """Where the daemon keeps its files; None is the default place, which the daemon chooses."""
+    """Where the daemon keeps its files (None is the default place, which the daemon chooses), and when it has to end
+    for having grown too much."""
 
     socket: Annotated[Path | None, BeforeValidator(checks.path), AfterValidator(checks.socket_path)] = None
     state_dir: Annotated[Path | None, BeforeValidator(checks.path)] = None
+    memory_limit_mb: Annotated[float, Field(ge=200, le=1_000_000)] = 1000.0
 
 
 Source = Annotated[NdsiSource | PupilCoreSource, Field(discriminator="type")]

@@ -47,9 +47,7 @@ def changes(old: Config, new: Config, open_sinks: Mapping[str, Sink], owners: Ma
     closed = tuple(kind for kind, sink in open_sinks.items() if wanted.get(kind) != sink)
     tables = [name for name in ("clock", "logging", "http", "overload") if getattr(old, name) != getattr(new, name)]
     later = tuple(
-        f"service.{key}"
-        for key in type(new.service).model_fields
-        if getattr(old.service, key) != getattr(new.service, key)
+        f"service.{key}" for key in ("socket", "state_dir") if getattr(old.service, key) != getattr(new.service, key)
     )
     told = [
         *(f"added {_spell(source)}" for source in added),
@@ -58,6 +56,8 @@ def changes(old: Config, new: Config, open_sinks: Mapping[str, Sink], owners: Ma
         *(f"{'changed' if sink.type in open_sinks else 'opened'} sink {sink.type}" for sink in opened),
         *(f"closed sink {kind}" for kind in closed if kind not in wanted),
         *(f"changed [{name}]" for name in tables),
+        *(["changed service.memory_limit_mb"] if old.service.memory_limit_mb != new.service.memory_limit_mb else []),
+        *([f"{' and '.join(later)} take{'s' * (len(later) == 1)} effect at the next start"] if later else []),
     ]
     return Changes(
         closed,

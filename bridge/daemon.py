@@ -8,7 +8,7 @@ import logging
 import signal
 import sys
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterator
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -21,7 +21,7 @@ from bridge.config import ClockConfig, Config
 from bridge.config import Source as SourceConfig
 from bridge.config_changes import Changes, Key, changes, source_key
 from bridge.control import Control
-from bridge.errors import BridgeError, Refused
+from bridge.errors import BridgeError, OutOfBounds, Refused
 from bridge.loop_lag import LoopLag
 from bridge.names import DeviceNames, default_state_dir
 from bridge.opening import make_source, open_sinks
@@ -30,13 +30,13 @@ from bridge.service import control_socket, logs
 from bridge.service.http_settings import HttpSettings
 from bridge.service.notify import Notifier
 from bridge.sources import Source
+from bridge.status import rss_bytes
 from bridge.supervisor import supervise
 
 log = logging.getLogger(__name__)
 
 HOST_CLOCKS_S = 0.1
 TICK_S = 1.0
-SAVE_AGAIN_TICKS = 60
 
 
 class _Running(NamedTuple):
@@ -93,7 +93,7 @@ class Daemon:
         self._http: Any = None
         self._old_http: asyncio.Future[None] | None = None  # on its way out
         self._status_told = ""
-        self._ticks = 0
+        self.ended = False  # with everything that it began
         self.control = Control(self)
 
     @property
@@ -103,37 +103,42 @@ class Daemon:
     async def run(self, until: Callable[[], Awaitable[object]]) -> None:
         """Runs until ``until()`` returns, then stops the sources, lets what waits leave, and closes the sinks."""
         try:
-            async with control_socket.serve(self.socket_path, self.control):
-                await self._serve_http(self.config)
-                async with asyncio.TaskGroup() as self._group:
-                    own = [
-                        self._group.create_task(work, name=name)
-                        for name, work in (
-                            ("first bug", _first_bug()),
-                            ("tick", self._tick()),
-                            ("host clocks", self._watch_host()),
-                            ("reload", self._reload_when_asked()),
-                            ("watchdog", self._feed_watchdog()),
-                        )
-                    ]
-                    for key in self._sources:
-                        self._start(key)
-                    log.info(
-                        "running: %d sources, sinks %s, control socket %s",
-                        len(self._sources),
-                        ", ".join(self.control.sink_names),
-                        self.socket_path,
-                    )
-                    self._notifier.ready(self.control.summary())
-                    await until()
-                    self._notifier.stopping()
-                    for task in (*own, *self._running.values()):
-                        task.cancel()
+            with _alone(OutOfBounds):
+                await self._run(until)
         finally:
             await self._stop_http()
-            self.pipeline.close()
+            self._names.save(at_once=True)
+            self.ended = self.pipeline.close()
             self._notifier.close()
             log.info("stopped")
+
+    async def _run(self, until: Callable[[], Awaitable[object]]) -> None:
+        async with control_socket.serve(self.socket_path, self.control):
+            await self._serve_http(self.config)
+            async with asyncio.TaskGroup() as self._group:
+                own = [
+                    self._group.create_task(work, name=name)
+                    for name, work in (
+                        ("first bug", _first_bug()),
+                        ("tick", self._tick()),
+                        ("host clocks", self._watch_host()),
+                        ("reload", self._reload_when_asked()),
+                        ("watchdog", self._feed_watchdog()),
+                    )
+                ]
+                for key in self._sources:
+                    self._start(key)
+                log.info(
+                    "running: %d sources, sinks %s, control socket %s",
+                    len(self._sources),
+                    ", ".join(self.control.sink_names),
+                    self.socket_path,
+                )
+                self._notifier.ready(self.control.summary())
+                await until()
+                self._notifier.stopping()
+                for task in (*own, *self._running.values()):
+                    task.cancel()
 
     def _open_source(self, config: SourceConfig, clock: ClockConfig) -> None:
         source = self._sources[source_key(config)] = make_source(config, clock, self._names)
@@ -147,9 +152,8 @@ class Daemon:
         while True:
             await asyncio.sleep(TICK_S)
             self.pipeline.tick()
-            self._ticks += 1
-            if self._names.problem is not None and self._ticks % SAVE_AGAIN_TICKS == 0:
-                self._names.save()
+            self._names.save()
+            self._watch_memory()
             if self._notifier.enabled and not self._reloading:
                 summary = self.control.summary()
                 if summary != self._status_told:
@@ -174,6 +178,16 @@ class Daemon:
         while interval_s is not None:
             self._notifier.watchdog()
             await asyncio.sleep(interval_s / 2)
+
+    def _watch_memory(self) -> None:
+        """Raises OutOfBounds beyond the limit. A message of endless parts fills libzmq's memory, which it has no option
+        against, and keeps: only a new process is without it."""
+        rss_mb = rss_bytes() / 1e6
+        if rss_mb > self.config.service.memory_limit_mb:
+            raise OutOfBounds(
+                f"{rss_mb:.0f} MB of memory are in use, more than service.memory_limit_mb: "
+                "the bridge ends, to be started again without what fills it"
+            )
 
     def problems(self) -> list[str]:
         """What is wrong with the daemon itself, in sentences."""
@@ -315,6 +329,18 @@ class Daemon:
 def _pipeline_settings(config: Config) -> PipelineSettings:
     hold_ns = config.clock.hold_ns if config.clock.unlocked == "hold" else 0
     return PipelineSettings(hold_ns=hold_ns, flood_hz=config.overload.flood_hz)
+
+
+@contextlib.contextmanager
+def _alone(kind: type[BridgeError]) -> Iterator[None]:
+    """An error of this kind that ends a task group comes out of it as it is."""
+    try:
+        yield
+    except ExceptionGroup as group:
+        found = [error for error in group.exceptions if isinstance(error, kind)]
+        if len(found) < len(group.exceptions):
+            raise
+        raise found[0] from None
 
 
 async def _first_bug() -> None:

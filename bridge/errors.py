@@ -20,6 +20,10 @@ class MalformedMessage(BridgeError):
     """A peer sent bytes that break the protocol. Count them, drop them, go on."""
 
 
+class OutOfBounds(BridgeError):
+    """The process has outgrown a limit and has to begin anew."""
+
+
 class Refused(BridgeError):
     """A command that cannot be carried out: by this device, or now."""
 

@@ -12,7 +12,7 @@ class LoopLag:
 
     def __init__(self) -> None:
         self.worst_s = 0.0
-        self._seconds: deque[tuple[int, float]] = deque(maxlen=round(MINUTE_S))  # (second, worst lag in it)
+        self._seconds: deque[tuple[int, float]] = deque(maxlen=round(MINUTE_S) + 1)  # (second, worst lag in it)
 
     def note(self, now_s: float, lag_s: float) -> None:
         self.worst_s = max(self.worst_s, lag_s)

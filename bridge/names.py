@@ -10,6 +10,7 @@ import logging
 import os
 import re
 import sys
+import time
 import unicodedata
 from collections.abc import Callable
 from pathlib import Path
@@ -17,6 +18,8 @@ from pathlib import Path
 log = logging.getLogger(__name__)
 
 NAME = re.compile(r"[a-z][a-z0-9_]*")
+SAVES = 20.0  # in a row
+SAVE_AGAIN_S = 60.0
 KEPT_IDS = 64  # sensor ids remembered for each name: apps that make new ones at each start must not fill the disk
 
 
@@ -48,6 +51,9 @@ class DeviceNames:
         self._ids: dict[str, list[str]] = {}  # bridge name -> ids, newest last
         self._own_names: dict[str, str] = {}  # bridge name -> what the device calls itself
         self.problem: str | None = None  # why they are not kept, for the status
+        self._saves_left = SAVES
+        self._counted_s = self._failed_s = time.monotonic()
+        self._changed = False
         try:
             tree = json.loads(self._path.read_text(encoding="utf-8"))
             own_names = {str(k): str(v) for k, v in tree["own_names"].items()}
@@ -89,20 +95,36 @@ class DeviceNames:
         if device_id not in ids:
             ids.append(device_id)
             del ids[:-KEPT_IDS]
+        self._changed = True
         self.save()
 
-    def save(self) -> None:
-        """Writes the names to the disk; says once when that fails, and once when it works again."""
+    def save(self, *, at_once: bool = False) -> None:
+        """Writes what has changed to the disk. After some times in a row (an app can call itself a new name at every
+        moment) once a second, and where it has failed once a minute; says once when it fails, and once when it works
+        again."""
+        now_s = time.monotonic()
+        self._saves_left = min(SAVES, self._saves_left + (now_s - self._counted_s))
+        self._counted_s = now_s
+        waits = self._saves_left < 1 or (self.problem is not None and now_s - self._failed_s < SAVE_AGAIN_S)
+        if not self._changed or (waits and not at_once):
+            return
+        self._saves_left -= 1
         try:
-            self._path.parent.mkdir(parents=True, exist_ok=True)
+            self._path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
             partial = self._path.with_suffix(".partial")
-            partial.write_text(json.dumps({"own_names": self._own_names, "ids": self._ids}, indent=1), encoding="utf-8")
+            partial.unlink(missing_ok=True)
+            text = json.dumps({"own_names": self._own_names, "ids": self._ids}, indent=1)
+            # "x": never through a link that somebody has put there.
+            with open(partial, "x", encoding="utf-8", opener=lambda path, flags: os.open(path, flags, 0o600)) as file:
+                file.write(text)
             partial.replace(self._path)
         except OSError as error:
             if self.problem is None:
                 log.warning("the names of devices cannot be kept in %s: %s", self._path, error)
+            self._failed_s = now_s
             self.problem = f"the names of devices cannot be kept in {self._path}: {error.strerror or error}"
         else:
             if self.problem is not None:
                 log.info("the names of devices are kept in %s again", self._path)
             self.problem = None
+            self._changed = False

@@ -80,7 +80,8 @@ class Sink(Protocol):
     def status(self) -> dict[str, object]:
         """Facts for the status, JSON types only."""
 
-    def close(self) -> None: ...
+    def close(self) -> bool:
+        """Whether all of it has ended; what has not ends with the process."""
 
 
 class PipelineSettings(msgspec.Struct, frozen=True):
@@ -333,9 +334,9 @@ class Pipeline:
         for device in self.devices.values():
             device.host_suspended(suspended_ns, now_ns)
 
-    def close(self) -> None:
-        """Lets everything that waits leave, then closes the sinks."""
+    def close(self) -> bool:
+        """Lets everything that waits leave, then closes the sinks. Whether all of them have ended."""
         for device in self.devices.values():
             device.close()
-        for sink in self.sinks:
-            sink.close()
+        ended = [sink.close() for sink in self.sinks]
+        return all(ended)

@@ -81,6 +81,12 @@ def device_problems(status: dict[str, Any]) -> list[str]:
     return problems
 
 
+def rss_bytes() -> int:
+    """The memory of this process that is not swapped out."""
+    rss: int = psutil.Process().memory_info().rss
+    return rss
+
+
 def process_status() -> dict[str, Any]:
     """Memory, descriptors, threads and CPU time of this process; None where the system does not tell."""
     process = psutil.Process()

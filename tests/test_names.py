@@ -118,6 +118,9 @@ def test_the_ids_that_are_kept_for_a_name_are_bounded_and_the_newest(tmp_path: P
     names = DeviceNames(tmp_path)
     for number in range(3 * KEPT_IDS):
         assert meet(names, "Phone", f"uuid-{number}") == "phone"
+    kept_then = len(json.loads((tmp_path / "names.json").read_text())["ids"]["phone"])
+    assert kept_then < KEPT_IDS, "an app of ever new identities does not write to the disk each time"
+    names.save(at_once=True)
     tree = json.loads((tmp_path / "names.json").read_text())
     assert tree["ids"]["phone"] == [f"uuid-{number}" for number in range(2 * KEPT_IDS, 3 * KEPT_IDS)]
 

@@ -8,6 +8,7 @@ import json
 import logging
 import os
 import socket
+import stat
 import sys
 import tempfile
 from collections.abc import AsyncIterator
@@ -32,7 +33,20 @@ def default_socket_path() -> Path:
         return Path("/run/pupil-bridge/control.sock")
     if directory := os.environ.get("XDG_RUNTIME_DIR"):
         return Path(directory) / "pupil-bridge" / "control.sock"
-    return Path(tempfile.gettempdir()) / f"pupil-bridge-{os.environ.get('USER', 'user')}" / "control.sock"
+    user = os.geteuid() if hasattr(os, "geteuid") else os.environ.get("USERNAME", "user")
+    return Path(tempfile.gettempdir()) / f"pupil-bridge-{user}" / "control.sock"
+
+
+def _check_own(path: Path) -> None:
+    """Raises BridgeError when the socket's directory in /tmp, where everybody may make one, is somebody else's."""
+    if path.parent.parent != Path(tempfile.gettempdir()) or path != default_socket_path():
+        return
+    try:
+        found = os.lstat(path.parent)
+    except OSError:
+        return  # it is not there
+    if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.geteuid() or found.st_mode & 0o022:
+        raise BridgeError(f"{path.parent} is not this user's alone: set XDG_RUNTIME_DIR, or service.socket")
 
 
 @contextlib.asynccontextmanager
@@ -62,15 +76,13 @@ async def serve(path: Path, control: Control) -> AsyncIterator[None]:
 
     try:
         path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        _check_own(path)
         check_free(path)
         path.unlink(missing_ok=True)
-        before = os.umask(0o177)  # the daemon's user alone, from the first moment
-        try:
-            server = await asyncio.start_unix_server(answer, path, limit=MAX_REQUEST_BYTES)
-        finally:
-            os.umask(before)
+        listening, identity = _bind(path)
     except OSError as error:
         raise BridgeError(f"the control socket {path} cannot be made: {error.strerror or error}") from error
+    server = await asyncio.start_unix_server(answer, sock=listening, limit=MAX_REQUEST_BYTES)
     try:
         yield
     finally:
@@ -78,7 +90,30 @@ async def serve(path: Path, control: Control) -> AsyncIterator[None]:
         for task in list(connections):
             task.cancel()
         await asyncio.gather(*connections, return_exceptions=True)
-        path.unlink(missing_ok=True)
+        if _identity(path) == identity:  # nobody else's that has taken its place
+            path.unlink(missing_ok=True)
+
+
+def _bind(path: Path) -> tuple[socket.socket, tuple[int, int] | None]:
+    """A socket at ``path`` for the daemon's user alone, from the first moment, and what tells its file from others."""
+    listening = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    before = os.umask(0o177)
+    try:
+        listening.bind(str(path))
+    except OSError:
+        listening.close()
+        raise
+    finally:
+        os.umask(before)
+    return listening, _identity(path)
+
+
+def _identity(path: Path) -> tuple[int, int] | None:
+    try:
+        found = os.lstat(path)
+    except OSError:
+        return None
+    return found.st_dev, found.st_ino
 
 
 def check_free(path: Path) -> None:
@@ -120,6 +155,7 @@ async def _answer(line: bytes, control: Control) -> dict[str, Any]:
 def ask(path: Path, command: str, arguments: dict[str, Any] | None = None) -> dict[str, Any]:
     """A client's request to the daemon at ``path``. Raises ConfigError where a configuration was refused, otherwise
     BridgeError, with a sentence for the user."""
+    _check_own(path)
     try:
         with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as connection:
             connection.settimeout(ANSWER_S)

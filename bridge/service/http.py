@@ -319,8 +319,7 @@ class _Connection(web.RequestHandler):
 
     def idle(self) -> None:
         self.is_busy = False
-        if self._wire is not None:
-            self._end_in(self._room.exchange_s)
+        self._end_in(self._room.exchange_s)
 
     def abort(self) -> None:
         if self._wire is not None:
@@ -329,6 +328,8 @@ class _Connection(web.RequestHandler):
     def _end_in(self, seconds: float) -> None:
         if self._timer is not None:
             self._timer.cancel()
+        if self._wire is None:  # the client has gone
+            return
         self._timer = asyncio.get_running_loop().call_later(seconds, self.abort)
 
     def handle_error(

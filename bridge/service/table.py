@@ -152,7 +152,8 @@ def _table(status: dict[str, Any], width: int, rows: int | None) -> Table:
 
 
 def _rows(devices: list[dict[str, Any]], rows: int | None) -> Iterator[list[Text]]:
-    """A device and its streams; where there are too few rows, devices in one row, first those that are well."""
+    """A device and its streams; where there are too few rows, devices in one row, those that are not well
+    last."""
     spare = None if rows is None else rows - len(devices)
     unwell_first = sorted(devices, key=_is_well)
     if spare is not None and spare < 0:

@@ -7,8 +7,13 @@ already record; identity never changes, so that a recorder finds a stream again 
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import logging
 import math
+import os
 import sys
+import threading
+import time
 from collections import Counter
 
 import pylsl
@@ -19,7 +24,12 @@ from bridge.clock.host import sandwich
 from bridge.pipeline import ClockEvent, ClockStatus
 from bridge.streams import DeviceDescriptor, Sample, StreamDescriptor
 
+log = logging.getLogger(__name__)
+
 NAN = math.nan
+CLOSE_S = 2.5
+# Where liblsl looks for its configuration.
+API_CFG_FILES = ("lsl_api.cfg", "~/lsl_api/lsl_api.cfg", "/etc/lsl_api/lsl_api.cfg")
 SYNC_CHANNELS = (
     ("device_time", "s"),
     ("offset", "s"),
@@ -66,6 +76,7 @@ class LslSink:
     name = "lsl"
 
     def __init__(self, max_buffered_s: int = 360) -> None:
+        _quiet()
         self._max_buffered_s = max_buffered_s
         self._outputs: dict[str, list[LslOutput]] = {}  # by device, as the others
         self._sync: dict[str, pylsl.StreamOutlet] = {}
@@ -141,12 +152,33 @@ class LslSink:
         del self._sync[name], self._markers[name]
 
     def status(self) -> dict[str, object]:
-        outlets = sum(len(outputs) for outputs in self._outputs.values()) + len(self._sync) + len(self._markers)
+        # A list first: a device may be closed in its thread meanwhile.
+        outlets = sum(len(outputs) for outputs in list(self._outputs.values())) + len(self._sync) + len(self._markers)
         return {"outlets": outlets}
 
-    def close(self) -> None:
-        for name in list(self._outputs):
-            self._destroy(name)
+    def close(self) -> bool:
+        """False when liblsl has not let go in time: one datagram of a stranger can keep its threads busy for ever."""
+        threads = [
+            threading.Thread(target=self._destroy, args=(name,), name=f"lsl close {name}", daemon=True)
+            for name in list(self._outputs)
+        ]
+        for thread in threads:
+            thread.start()
+        deadline_s = time.monotonic() + CLOSE_S
+        for thread in threads:
+            thread.join(max(0.0, deadline_s - time.monotonic()))
+        if any(thread.is_alive() for thread in threads):
+            log.error("LSL: the outlets have not ended within %g s", CLOSE_S)
+            return False
+        return True
+
+
+def _quiet() -> None:
+    """Keeps liblsl from writing what strangers ask it for, as they wrote it, to the terminal. Where somebody has
+    configured liblsl, it is as they want it."""
+    if "LSLAPICFG" not in os.environ and not any(os.path.exists(os.path.expanduser(name)) for name in API_CFG_FILES):
+        with contextlib.suppress(AttributeError):  # pylsl < 1.18
+            pylsl.set_config_content("[log]\nlevel = -3\n")
 
 
 def _seconds(value_ns: int | None) -> float:

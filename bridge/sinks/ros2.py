@@ -127,10 +127,13 @@ class Ros2Sink:
 
     async def close_device(self, device: DeviceDescriptor) -> None:
         closed = asyncio.get_running_loop().create_future()
+        publishers = self._publishers.pop(device.name)
 
         def close() -> None:
-            del self._time_references[device.name], self._clock_events[device.name]
-            for publisher in self._publishers.pop(device.name):
+            for known in (self._time_references, self._clock_events):
+                if known.get(device.name) in publishers:  # else the device was opened anew meanwhile
+                    del known[device.name]
+            for publisher in publishers:
                 self._node.destroy_publisher(publisher)
             closed.get_loop().call_soon_threadsafe(closed.set_result, None)
 
@@ -142,7 +145,7 @@ class Ros2Sink:
     def status(self) -> dict[str, object]:
         return {"queued": self._queue.qsize(), "queue_size": self._queue_size}
 
-    def close(self) -> None:
+    def close(self) -> bool:
         """Publishes what is queued, for at most two seconds, then takes the node off the network."""
         self._queue.put(None)
         self._thread.join(JOIN_TIMEOUT_S)
@@ -150,6 +153,7 @@ class Ros2Sink:
             log.error("ROS 2: the publishing thread did not end in time")
         self._node.destroy_node()
         self._context.try_shutdown()
+        return True
 
     # --- on the thread -------------------------------------------------------------------------------------------
 
@@ -176,7 +180,8 @@ class Ros2Sink:
         to_realtime = self._realtime.to_realtime
 
         def publish(sample: Sample, host_ns: int) -> None:
-            stamp.sec, stamp.nanosec = divmod(to_realtime(host_ns), 1_000_000_000)
+            sec, nanosec = divmod(to_realtime(host_ns), 1_000_000_000)
+            stamp.sec, stamp.nanosec = (sec, nanosec) if sec in SECONDS_RANGE else (0, 0)
             x, y = sample.payload[x_index], sample.payload[y_index]
             assert isinstance(x, float)
             assert isinstance(y, float)
@@ -207,19 +212,22 @@ class Ros2Sink:
         if event.device_ns is not None:
             message.time_ref = _time(event.device_ns)
         message.source = event.text
-        self._clock_events[device.name].publish(message)
+        if (topic := self._clock_events.get(device.name)) is not None:  # else it was closed while this waited
+            topic.publish(message)
 
     def _publish_status(self, device: DeviceDescriptor, status: ClockStatus) -> None:
         stamp = _time(self._realtime.to_realtime(status.host_ns))
         if self._realtime.steps != self._realtime_steps:
             self._realtime_steps = self._realtime.steps
             log.warning("CLOCK_REALTIME was set by %+.6f s: ROS stamps follow it", self._realtime.step_ns / 1e9)
+        if (topic := self._time_references.get(device.name)) is None:
+            return  # the device was closed while this waited
         if status.device_ns is not None:
             reference = TimeReference()
             reference.header.stamp = stamp
             reference.time_ref = _time(status.device_ns)
             reference.source = device.name
-            self._time_references[device.name].publish(reference)
+            topic.publish(reference)
         level, text = {
             ClockState.LOCKED: (DiagnosticStatus.OK, "clock locked"),
             ClockState.BRIDGING: (DiagnosticStatus.WARN, "the device's clock was set; bridged until it answers"),

@@ -351,7 +351,7 @@ class NdsiDeviceSource:
         try:
             announcement = ndsi.parse_announcement(event.content[0] if event.content else b"")
             if isinstance(announcement, ndsi.Attach):
-                check_endpoints(announcement)
+                check_endpoints(announcement, self.node.interface.address)
         except MalformedMessage as error:
             self._counts["announcements_malformed"] += 1
             log.debug("from %s: %s", event.name, error)
@@ -385,6 +385,7 @@ class NdsiDeviceSource:
                 self._peer_gone(other.peer)
         device = self._declare(config)
         phone = Phone(self, peer, own_name, config, device)
+        phone.plan_pings()  # as the intervals are now; whether it records is not known yet
         self._phones[peer] = phone
         self.node.keep(peer)
         device.attached()

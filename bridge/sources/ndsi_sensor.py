@@ -29,23 +29,28 @@ ASK_AGAIN_MAX_S = 2.0
 ECHO_ANYWAY_S = 2.0
 MAX_CONTROLS = 64  # kept of a sensor, whatever it sends
 MAX_VALUE_CHARS = 1024
+MAX_REFUSAL_CHARS = 200
 HOST = re.compile(r"tcp://(.+):[0-9]+")
 
 
-def check_endpoints(attach: ndsi.Attach) -> None:
-    """Raises MalformedMessage unless all endpoints are IPv4 addresses, as those of phones are.
+def check_endpoints(attach: ndsi.Attach, own_address: str) -> None:
+    """Raises MalformedMessage unless all endpoints are IPv4 addresses that a phone can have.
 
     libzmq looks up host names in the one thread that moves all data: a name server that does not answer silenced
-    every device for ten seconds, again and again.
+    every device for ten seconds, again and again. Services of this computer are none of a stranger's business, unless
+    the bridge (at ``own_address``) listens on loopback, where simulated phones are.
     """
     for endpoint in (attach.notify_endpoint, attach.command_endpoint, attach.data_endpoint):
         if endpoint is None:
             continue
         match = HOST.fullmatch(endpoint)
         try:
-            IPv4Address(match[1] if match else "")
+            address = IPv4Address(match[1] if match else "")
         except ValueError as error:
             raise MalformedMessage(f"NDSI endpoint is not at an IPv4 address: {endpoint!r}") from error
+        foreign_loopback = address.is_loopback and not IPv4Address(own_address).is_loopback
+        if foreign_loopback or address.is_unspecified or address.is_multicast or address.is_reserved:
+            raise MalformedMessage(f"NDSI endpoint is not at a phone's address: {endpoint!r}")
 
 
 class Sensor:
@@ -155,11 +160,12 @@ class Sensor:
             case ndsi.ControlRemove(control_id=control_id):
                 self.controls.pop(control_id, None)
             case ndsi.ControlError(error_str=text):
+                text = text[:MAX_REFUSAL_CHARS]
                 if text not in self._warned and len(self._warned) < 20:
                     self._warned.add(text)
                     level = self._lines.level(logging.WARNING)
                     fields = {"DEVICE": self._device, "STREAM": self.attach.sensor_type}
-                    log.log(level, "%s: the device refuses: %.200r", self._label, text, extra=fields)
+                    log.log(level, "%s: the device refuses: %r", self._label, text, extra=fields)
 
     def _keep(self, control_id: str, value: object) -> None:
         if control_id in self.controls or control_id == "streaming" or len(self.controls) < MAX_CONTROLS:

@@ -334,8 +334,34 @@ def test_the_socket_is_in_systemds_directory_before_the_users(monkeypatch: pytes
     monkeypatch.setattr(os, "geteuid", lambda: 7)
     assert default_socket_path() == Path("/run/user/7/pupil-bridge/control.sock")
     monkeypatch.delenv("XDG_RUNTIME_DIR")
-    monkeypatch.setenv("USER", "ada")
-    assert default_socket_path().parent.name == "pupil-bridge-ada"
+    assert default_socket_path().parent.name == "pupil-bridge-7"
+
+
+@pytest.mark.parametrize("mode", [0o777, 0o770])
+async def test_a_directory_of_its_name_that_others_can_write_to_is_not_used(
+    mode: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, control: Control
+) -> None:
+    monkeypatch.setattr(control_socket, "default_socket_path", lambda: squatted / "control.sock")
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    squatted = tmp_path / "pupil-bridge-0"
+    squatted.mkdir()
+    squatted.chmod(mode)
+    for attempt in (
+        lambda: serve(squatted / "control.sock", control).__aenter__(),
+        lambda: status(squatted / "control.sock"),
+    ):
+        with pytest.raises(BridgeError, match="is not this user's alone: set XDG_RUNTIME_DIR, or service.socket"):
+            await attempt()
+    squatted.chmod(0o700)
+    async with serve(squatted / "control.sock", control):
+        assert await status(squatted / "control.sock")
+
+
+async def test_what_has_taken_the_sockets_place_is_left_there(path: Path, control: Control) -> None:
+    async with serve(path, control):
+        path.unlink()
+        path.write_text("somebody else's")
+    assert path.read_text() == "somebody else's"
 
 
 # --- nobody there ----------------------------------------------------------------------------------------------------
