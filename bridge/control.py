@@ -107,10 +107,16 @@ class Control:
             known = ", ".join(devices) or "none"
             raise Refused(f"there is no device {name[:50]!r}; known are: {known}")
         chosen = [devices[name]] if name is not None else [d for d in devices.values() if command in d.actions]
-        answers = {device.descriptor.name: await self._ask(device, command, given) for device in chosen}
+        answers, refusals = dict[str, str](), dict[str, str]()
+        for device in chosen:
+            try:
+                answers[device.descriptor.name] = await self._ask(device, command, given)
+            except Refused as error:  # the others have begun, or are to
+                refusals[device.descriptor.name] = str(error)
         if not answers:
-            raise Refused(f"{command}: no device that is known can do that through the bridge")
-        return answers
+            none = f"{command}: no device that is known can do that through the bridge"
+            raise Refused("; ".join(refusals.values()) or none)
+        return answers | refusals
 
     async def _ask(self, device: Device, command: str, given: msgspec.Struct) -> str:
         name, action = device.descriptor.name, device.actions.get(command)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import importlib
 import logging
 import signal
 import sys
@@ -305,9 +306,8 @@ class Daemon:
             await before.stop()  # the new one listens there
         try:
             if settings is not None:
-                from bridge.service.http import HttpServer
-
-                server = HttpServer(self.control, settings)
+                http = await asyncio.to_thread(importlib.import_module, "bridge.service.http")  # it takes 0.2 s
+                server = http.HttpServer(self.control, settings)
                 await server.start()
                 self._http = server
         except BridgeError:

@@ -162,7 +162,11 @@ def _bridge(config_text: str, duration_s: float, console: Console) -> dict[str, 
     logs.set_up("warning", "text")
     instance: daemon.Daemon | None = None
 
+    last: dict[str, Any] = {}
+
     async def show(bridge: daemon.Daemon) -> None:
+        nonlocal last
+        last = bridge.control.status()
         loop = asyncio.get_running_loop()
         stopped = loop.create_task(daemon.stop_signal())
         end = loop.time() + duration_s if duration_s > 0 else None
@@ -171,7 +175,8 @@ def _bridge(config_text: str, duration_s: float, console: Console) -> dict[str, 
             while not stopped.done() and (end is None or loop.time() < end):
                 wait_s = interval_s if end is None else min(interval_s, max(0.0, end - loop.time()))
                 await asyncio.wait([stopped], timeout=wait_s)
-                shown = table.status_table(bridge.control.status())
+                last = bridge.control.status()
+                shown = table.status_table(last, fit=live is not None)
                 if live is not None:
                     live.update(shown, refresh=True)
                 elif end is None or loop.time() < end:  # the final table follows
@@ -186,4 +191,9 @@ def _bridge(config_text: str, duration_s: float, console: Console) -> dict[str, 
 
     daemon.run_loop(main())
     assert instance is not None
-    return instance.control.status()
+    final = instance.control.status()
+    # How the devices were before they were let go: by now none of them is there.
+    connected = {device["name"]: device["connected"] for device in last["devices"]}
+    for device in final["devices"]:
+        device["connected"] = connected.get(device["name"], False)
+    return {**final, "problems": last["problems"]}

@@ -82,7 +82,9 @@ class StreamInput:
         self._last_host_ns = 0
         self._span_ns = 0
         self._intervals = 0
-        self._ticks: deque[tuple[int, int, int]] = deque(maxlen=RATE_WINDOW_TICKS + 1)
+        self._counted_out = 0
+        self._out = 0.0  # samples out of one sink, on average
+        self._ticks: deque[tuple[int, int, float]] = deque(maxlen=RATE_WINDOW_TICKS + 1)
 
     def sample(self, device_ns: int, received_ns: int, payload: tuple[float, ...] | str) -> None:
         """Takes one datum as it was received; ``payload`` fits the descriptor's channels."""
@@ -310,7 +312,9 @@ class StreamInput:
             self._release()
         seconds = (now_ns - self._ticks[-1][0]) / 1e9 if self._ticks else 0.0
         samples_out = self._removed_out + sum(o.samples_out for o in self.outputs.values())
-        self._ticks.append((now_ns, self.samples_in, samples_out))
+        self._out += (samples_out - self._counted_out) / max(1, len(self.outputs))
+        self._counted_out = samples_out
+        self._ticks.append((now_ns, self.samples_in, self._out))
         return self._watch_flood(seconds)
 
     def _watch_flood(self, seconds: float) -> bool:
@@ -333,7 +337,7 @@ class StreamInput:
             return 0.0, 0.0
         (t0, in0, out0), (t1, in1, out1) = self._ticks[0], self._ticks[-1]
         seconds = (t1 - t0) / 1e9
-        return (in1 - in0) / seconds, (out1 - out0) / seconds / max(1, len(self.outputs))
+        return (in1 - in0) / seconds, (out1 - out0) / seconds
 
     def all_drops(self) -> dict[str, int]:
         drops = {reason: count for reason, count in self.dropped.items() if count}

