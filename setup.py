@@ -72,6 +72,6 @@ setup(
         ("share/pupil_bridge", ["package.xml"]),
         ("share/pupil_bridge/launch", glob("launch/*.launch.py")),
         ("share/pupil_bridge/config", glob("config/*.toml")),
-        ("share/pupil_bridge/systemd", glob("systemd/*.service")),
+        ("share/pupil_bridge/systemd", glob("systemd/*.service") + glob("systemd/*.conf")),
     ],
 )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import faulthandler
 import functools
 import importlib
 import json
@@ -27,12 +28,12 @@ def _errors_in_one_line(command: Callable[P, None]) -> Callable[P, None]:
     def wrapped(*args: P.args, **kwargs: P.kwargs) -> None:
         try:
             command(*args, **kwargs)
-        except ConfigError as error:
-            click.echo(f"pupil-bridge: {error}", err=True)
-            sys.exit(EXIT_CONFIG)
         except BridgeError as error:
-            click.echo(f"pupil-bridge: {error}", err=True)
-            sys.exit(1)
+            # The journal takes the level of a line from its beginning.
+            level = "<3>" if "JOURNAL_STREAM" in os.environ and not sys.stderr.isatty() else ""
+            lines = f"pupil-bridge: {error}".splitlines()
+            click.echo("\n".join(level + line for line in lines), err=True)
+            sys.exit(EXIT_CONFIG if isinstance(error, ConfigError) else 1)
 
     return wrapped
 
@@ -58,6 +59,7 @@ def run(config_path: Path) -> None:
     def load() -> config.Config:
         return config.load(config_path)
 
+    faulthandler.enable()  # the watchdog's SIGABRT shows where the loop hangs
     tree = load()
     logs.set_up(tree.logging.level, tree.logging.format)
     daemon.raise_file_limit()

@@ -92,6 +92,7 @@ class Daemon:
         self._reload_waiting: list[asyncio.Future[str]] = []
         self._reload_wanted = asyncio.Event()
         self._http: Any = None
+        self._http_settings: HttpSettings | None = None
         self._old_http: asyncio.Future[None] | None = None  # on its way out
         self._status_told = ""
         self.ended = False  # with everything that it began
@@ -178,7 +179,7 @@ class Daemon:
         interval_s = self._notifier.watchdog_interval_s
         while interval_s is not None:
             self._notifier.watchdog()
-            await asyncio.sleep(interval_s / 2)
+            await asyncio.sleep(interval_s)
 
     def _watch_memory(self) -> None:
         """Raises OutOfBounds beyond the limit. A message of endless parts fills libzmq's memory, which it has no option
@@ -253,8 +254,7 @@ class Daemon:
         kept = len(self._open_sinks) - len(change.close_sinks)
         opened = await asyncio.to_thread(open_sinks, change.open_sinks, required=kept == 0)
         try:
-            if wanted.http != self.config.http:
-                await self._serve_http(wanted)
+            await self._serve_http(wanted)
         except BridgeError:
             for sink in opened.sinks:
                 await asyncio.to_thread(sink.close)
@@ -300,10 +300,13 @@ class Daemon:
         if config.http.listen is not None:
             host, port = config.http.listen
             settings = HttpSettings(host, port, config.http.secret())
+        if settings == self._http_settings:  # with the token: that of a file may be another one now
+            return
         before, self._http = self._http, None
-        stays = before is not None and config.http.listen == self.config.http.listen
+        told = self._http_settings
+        stays = settings is not None and told is not None and settings.port == told.port
         if stays:
-            await before.stop()  # the new one listens there
+            await before.stop()  # the new one listens there, or on all addresses
         try:
             if settings is not None:
                 http = await asyncio.to_thread(importlib.import_module, "bridge.service.http")  # it takes 0.2 s
@@ -315,6 +318,7 @@ class Daemon:
             if stays:
                 await before.start()
             raise
+        self._http_settings = settings
         if before is not None and not stays:
             # Not waited for: the one who asked for all this may be its client.
             self._old_http = asyncio.ensure_future(before.stop())

@@ -65,7 +65,8 @@ class DeviceNames:
         except FileNotFoundError:
             pass
         except (OSError, ValueError, KeyError, AttributeError, TypeError, RecursionError) as error:
-            log.warning("the names of devices in %s cannot be read and begin anew: %s", self._path, error)
+            reason = getattr(error, "strerror", None) or error
+            log.warning("the names of devices in %s cannot be read and begin anew: %s", self._path, reason)
 
     def known(self, device_id: str) -> str | None:
         """The name that a device with this id was given."""
@@ -120,7 +121,7 @@ class DeviceNames:
             partial.replace(self._path)
         except OSError as error:
             if self.problem is None:
-                log.warning("the names of devices cannot be kept in %s: %s", self._path, error)
+                log.warning("the names of devices cannot be kept in %s: %s", self._path, error.strerror or error)
             self._failed_s = now_s
             self.problem = f"the names of devices cannot be kept in {self._path}: {error.strerror or error}"
         else:

@@ -71,8 +71,9 @@ class Shelf:
     def status(self) -> dict[str, object]:
         return {}
 
-    def close(self) -> None:
+    def close(self) -> bool:
         self.closed += 1
+        return True
 
 
 def descriptor(name: str = "gaze", kind: StreamKind = StreamKind.GAZE, **changes: Any) -> StreamDescriptor:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import logging
+import os
 import re
 from pathlib import Path
 
@@ -11,6 +13,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
+from bridge import names as names_module
 from bridge.names import KEPT_IDS, DeviceNames, default_state_dir, slug
 
 
@@ -206,3 +209,72 @@ def test_the_state_directory_is_systemds_choice_before_the_users(
     monkeypatch.delenv("XDG_STATE_HOME")
     monkeypatch.setenv("HOME", str(tmp_path))
     assert default_state_dir() == tmp_path / ".local" / "state" / "pupil-bridge"
+
+
+# --- a disk that fails and recovers ----------------------------------------------------------------------------------
+
+
+class Clock:
+    """The time of the names, which a test moves."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.now_s = 1000.0
+        monkeypatch.setattr(names_module.time, "monotonic", lambda: self.now_s)
+
+
+def test_a_disk_that_fails_is_said_once_and_once_more_when_it_works_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO)
+    clock, blocked = Clock(monkeypatch), tmp_path / "state"
+    blocked.write_text("a file in the way")
+    names = DeviceNames(blocked)
+    caplog.clear()
+    assert names.problem is None
+    for number in range(5):
+        meet(names, "Phone", f"uuid-{number}")
+        clock.now_s += 120
+        names.save()
+    assert names.problem is not None
+    assert names.problem.startswith(f"the names of devices cannot be kept in {blocked / 'names.json'}: ")
+    assert "\n" not in names.problem
+    assert [record.levelno for record in caplog.records] == [logging.WARNING]
+    blocked.unlink()
+    clock.now_s += 120
+    names.save()
+    assert names.problem is None
+    assert [record.levelno for record in caplog.records] == [logging.WARNING, logging.INFO]
+    assert DeviceNames(blocked).known("uuid-4") == "phone"
+
+
+def test_a_disk_that_is_full_keeps_the_names_of_before(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    clock, names = Clock(monkeypatch), DeviceNames(tmp_path)
+    meet(names, "Phone", "uuid-1")
+    clock.now_s += 10
+
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "replace", full)
+        meet(names, "Tablet", "uuid-2")
+    assert names.problem is not None
+    assert names.problem.endswith("No space left on device")
+    assert DeviceNames(tmp_path).known("uuid-1") == "phone"
+    assert DeviceNames(tmp_path).known("uuid-2") is None
+    clock.now_s += 120
+    names.save()
+    assert names.problem is None
+    assert DeviceNames(tmp_path).known("uuid-2") == "tablet"
+    assert [path.name for path in tmp_path.iterdir()] == ["names.json"]
+
+
+def test_what_has_not_been_written_yet_is_written_at_the_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    Clock(monkeypatch)
+    names, count = DeviceNames(tmp_path), 0
+    while DeviceNames(tmp_path).known(f"uuid-{count}") is not None or count == 0:
+        count += 1
+        assert count < KEPT_IDS, "an app of ever new identities is to write rarely"
+        meet(names, "Phone", f"uuid-{count}")
+    names.save(at_once=True)
+    assert DeviceNames(tmp_path).known(f"uuid-{count}") == "phone"

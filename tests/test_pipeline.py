@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 from itertools import pairwise
 
@@ -11,7 +12,7 @@ from hypothesis import strategies as st
 
 from bridge.clock import ClockState, RoundTrip
 from bridge.pipeline import Pipeline, PipelineSettings
-from bridge.streams import StreamKind
+from bridge.streams import DeviceDescriptor, StreamKind
 from tests.scripted import HOLD_NS, MS, PHONE, US, Bench, S, Shelf, descriptor, ready
 
 # --- rates -----------------------------------------------------------------------------------------------------------
@@ -119,7 +120,9 @@ def test_close_closes_every_sink_once() -> None:
 
 def two_sinks() -> tuple[Bench, Shelf]:
     bench, other = Bench(), Shelf("ros2", without=StreamKind.GAZE)
-    bench.pipeline = Pipeline([bench.sink, other], settings=PipelineSettings(hold_ns=HOLD_NS), now_ns=lambda: bench.now_ns)
+    bench.pipeline = Pipeline(
+        [bench.sink, other], settings=PipelineSettings(hold_ns=HOLD_NS), now_ns=lambda: bench.now_ns
+    )
     bench.device = bench.pipeline.device(PHONE)
     return bench, other
 
@@ -237,6 +240,187 @@ def test_a_measured_asymmetry_of_the_path_moves_the_stamps_by_half_of_it() -> No
         stream.sample(1000 * S, 1001 * S, (1.0,))
         # Longer on the way to the device than back: what it stamped was later than the middle.
         assert sink.notebooks["gaze"].hosts_ns == [pytest.approx(1000 * S + asymmetry_ns // 2, abs=10 * US)]
+
+
+# --- devices and sinks that come and go ------------------------------------------------------------------------------
+
+OTHER = DeviceDescriptor("other", "companion", "pupil_labs_other")
+
+
+async def test_what_waits_for_its_order_leaves_before_its_device_goes() -> None:
+    bench, stream, out = ready(reorder_window_ns=100 * MS)
+    for number in range(5):
+        bench.now_ns += MS
+        bench.sample(stream, number)
+    assert out.pushed == []
+    await bench.pipeline.remove_device("phone")
+    assert out.payloads == [(float(number),) for number in range(5)]
+    assert bench.sink.devices == []
+    assert bench.pipeline.devices == {}
+    assert not stream.dropped
+
+
+async def test_what_waits_for_a_clock_when_its_device_goes_is_counted() -> None:
+    bench = Bench()
+    stream, out = bench.stream()
+    for number in range(5):
+        bench.sample(stream, number)
+    await bench.pipeline.remove_device("phone")
+    assert out.pushed == []
+    assert stream.dropped == {"clock_unlocked": 5}
+
+
+async def test_a_device_that_is_gone_hears_of_no_tick_and_no_sleep_and_can_come_again() -> None:
+    bench, stream, _ = ready()
+    bench.run(stream, range(20))
+    await bench.pipeline.remove_device("phone")
+    told = len(bench.sink.statuses), len(bench.sink.events)
+    bench.pipeline.tick()
+    bench.pipeline.host_suspended(S)
+    assert (len(bench.sink.statuses), len(bench.sink.events)) == told
+    bench.sink.notebooks.clear()
+    bench.device = bench.pipeline.device(PHONE)
+    again, out = bench.stream()
+    assert again is not stream
+    assert not bench.device.clock.locked
+    bench.lock()
+    bench.run(again, range(3))
+    assert out.payloads == [(0.0,), (1.0,), (2.0,)]
+
+
+async def test_a_device_that_goes_leaves_the_others_as_they_are() -> None:
+    bench, stream, out = ready()
+    other = bench.pipeline.device(OTHER)
+    gate, closing = asyncio.Event(), list[str]()
+
+    async def close_device(device: DeviceDescriptor) -> None:
+        closing.append(device.name)
+        await gate.wait()
+
+    bench.sink.close_device = close_device  # type: ignore[method-assign]
+    task = asyncio.create_task(bench.pipeline.remove_device("other"))
+    await asyncio.sleep(0)
+    assert closing == ["other"]
+    bench.run(stream, range(10))
+    bench.pipeline.tick()
+    assert len(out.pushed) == 10, "while the other one is being closed"
+    assert other.descriptor.name not in bench.pipeline.devices
+    gate.set()
+    await task
+    assert list(bench.pipeline.devices) == ["phone"]
+
+
+def test_a_sink_that_comes_while_a_device_streams_gets_all_from_then_on_and_the_others_miss_nothing() -> None:
+    bench, stream, out = ready()
+    event, _ = bench.stream(name="event", kind=StreamKind.EVENT)
+    bench.run(stream, range(10))
+    late = Shelf("ros2", without=StreamKind.EVENT)
+    bench.pipeline.add_sink(late)
+    assert late.devices == ["phone"]
+    assert list(late.notebooks) == ["gaze"]
+    assert list(event.outputs) == ["lsl"]
+    bench.run(stream, range(10, 20))
+    assert out.payloads == [(float(number),) for number in range(20)]
+    assert late.notebooks["gaze"].pushed == out.pushed[10:]
+    bench.pipeline.tick()
+    assert late.statuses == bench.sink.statuses[-1:]
+    bench.pipeline.device(OTHER)
+    assert late.devices == ["phone", "other"]
+    bench.step(3600 * S)
+    bench.run(stream, range(20, 60))
+    assert [found.text for found in late.events] == [found.text for found in bench.sink.events]
+    assert late.events
+
+
+def test_what_waits_when_a_sink_comes_is_for_that_sink_too() -> None:
+    bench = Bench()
+    stream, out = bench.stream(reorder_window_ns=20 * MS)
+    for number in range(5):
+        bench.now_ns += MS
+        bench.sample(stream, number)
+    late = Shelf("ros2")
+    bench.pipeline.add_sink(late)
+    bench.lock()
+    bench.pipeline.close()
+    assert late.notebooks["gaze"].pushed == out.pushed
+    assert len(out.pushed) == 5
+
+
+def test_a_sink_that_goes_gets_nothing_more_and_is_the_callers_to_close() -> None:
+    bench, stream, out = ready()
+    second = Shelf("ros2")
+    bench.pipeline.add_sink(second)
+    bench.run(stream, range(10))
+    out.dropped["queue_full"] += 1
+    assert bench.pipeline.remove_sink("lsl") is bench.sink
+    statuses = len(bench.sink.statuses)
+    bench.run(stream, range(10, 20))
+    bench.pipeline.tick()
+    bench.device.attached()
+    assert len(out.pushed) == 10
+    assert len(bench.sink.statuses) == statuses
+    assert bench.sink.events == []
+    assert second.notebooks["gaze"].payloads == [(float(number),) for number in range(20)]
+    assert second.events
+    assert stream.all_drops() == {}
+    bench.pipeline.close()
+    assert (bench.sink.closed, second.closed) == (0, 1)
+
+
+def test_a_sink_is_replaced_between_two_samples() -> None:
+    bench, stream, out = ready(reorder_window_ns=20 * MS)
+    bench.run(stream, range(10))
+    new = Shelf("lsl")
+    bench.pipeline.remove_sink("lsl")
+    bench.pipeline.add_sink(new)
+    bench.run(stream, range(10, 20))
+    bench.pipeline.close()
+    both = out.payloads + new.notebooks["gaze"].payloads
+    assert both == [(float(number),) for number in range(20)]
+    assert stream.samples_in == 20
+
+
+def test_samples_flow_on_while_there_is_no_sink() -> None:
+    bench, stream, out = ready()
+    bench.pipeline.remove_sink("lsl")
+    bench.run(stream, range(10))
+    bench.pipeline.tick()
+    assert out.pushed == []
+    assert stream.samples_in == 10
+    assert stream.all_drops() == {}
+
+
+@pytest.mark.parametrize("change", ["one more", "one less"])
+def test_the_rate_out_is_that_of_one_sink_also_after_a_sink_has_come_or_gone(change: str) -> None:
+    bench, stream, _ = ready()
+    if change == "one less":
+        bench.pipeline.add_sink(Shelf("ros2"))
+
+    def second() -> None:
+        bench.run(stream, range(100))
+        bench.pipeline.tick()
+
+    for _ in range(8):
+        second()
+    assert stream.recent_rates_hz()[1] == pytest.approx(100)
+    bench.pipeline.add_sink(Shelf("ros2")) if change == "one more" else bench.pipeline.remove_sink("ros2")
+    for _ in range(3):
+        second()
+        # What a person reads as loss, or as samples that leave twice, is neither.
+        assert stream.recent_rates_hz()[1] == pytest.approx(100, rel=0.05)
+
+
+def test_other_settings_hold_for_devices_that_are_there_and_for_those_that_come() -> None:
+    bench = Bench(hold_ns=0)
+    stream, out = bench.stream()
+    bench.sample(stream, 0)
+    bench.pipeline.set_up(PipelineSettings(hold_ns=S, flood_hz=100.0))
+    bench.sample(stream, 1)
+    other = bench.pipeline.device(OTHER)
+    assert (other.hold_ns, other.flood_hz) == (S, 100.0)
+    bench.lock()
+    assert out.payloads == [(1.0,)]
+    assert stream.dropped == {"clock_unlocked": 1}
 
 
 # --- conservation ----------------------------------------------------------------------------------------------------

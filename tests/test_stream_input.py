@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import heapq
+import logging
 from random import Random
 
 import pytest
 
 from bridge import stream_input as stream_module
+from bridge.pipeline import PipelineSettings
+from bridge.stream_input import StreamInput
 from bridge.streams import StreamKind
 from tests.scripted import HOLD_NS, LATE, MS, US, Bench, Notebook, S, payloads, ready
 
@@ -464,3 +467,148 @@ def test_what_is_held_when_a_device_comes_back_is_dropped_and_counted() -> None:
     bench.lock()
     assert out.pushed == []
     assert stream.dropped == {"clock_epoch": 3}
+
+
+# --- floods ----------------------------------------------------------------------------------------------------------
+
+FLOOD_HZ = 100.0
+BURST = round(stream_module.FLOOD_S * FLOOD_HZ)
+
+
+def limited(**changes: object) -> tuple[Bench, StreamInput, Notebook]:
+    bench = Bench()
+    bench.pipeline.set_up(PipelineSettings(hold_ns=HOLD_NS, flood_hz=FLOOD_HZ))
+    stream, out = bench.stream(**changes)
+    bench.lock()
+    bench.pipeline.tick()
+    return bench, stream, out
+
+
+def second(bench: Bench, stream: StreamInput, count: int) -> None:
+    """So many samples in one second, and the tick at its end."""
+    for number in range(count):
+        bench.now_ns += S // count
+        bench.sample(stream, number)
+    bench.now_ns += S - (S // count * count if count else 0)
+    bench.ping()
+    bench.pipeline.tick()
+
+
+def test_a_burst_up_to_fifteen_seconds_of_the_limit_passes_and_the_next_sample_is_dropped() -> None:
+    bench, stream, out = limited()
+    for number in range(BURST):
+        bench.now_ns += US
+        bench.sample(stream, number)
+    assert not stream.dropped
+    bench.sample(stream, BURST)
+    assert stream.dropped == {"flood": 1}
+    assert out.payloads == payloads(range(BURST))
+    assert stream.samples_in == BURST + 1
+
+
+def test_a_steady_flood_is_cut_to_the_limit_counted_and_warned_of_once(caplog: pytest.LogCaptureFixture) -> None:
+    bench, stream, out = limited()
+    for _ in range(40):
+        second(bench, stream, 3 * round(FLOOD_HZ))
+    # The burst of the beginning lasts for 7.5 s; then 100 of 300 samples pass.
+    assert out.samples_out == pytest.approx(BURST + 40 * FLOOD_HZ, abs=2 * FLOOD_HZ)
+    assert out.samples_out + stream.dropped["flood"] == stream.samples_in == 40 * 300
+    assert set(stream.dropped) == {"flood"}
+    before = out.samples_out
+    for _ in range(10):
+        second(bench, stream, 3 * round(FLOOD_HZ))
+    assert out.samples_out - before == pytest.approx(10 * FLOOD_HZ, abs=1)
+    assert stream.flooding
+    warnings = [record for record in caplog.records if record.levelno == logging.WARNING]
+    assert [record.getMessage() for record in warnings] == [
+        "phone: gaze: more than 100 samples a second; the others are dropped"
+    ]
+    assert (warnings[0].DEVICE, warnings[0].STREAM) == ("phone", "gaze")
+
+
+def test_after_a_flood_all_samples_pass_again_and_the_next_one_is_warned_of_again(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    bench, stream, _ = limited()
+    for _ in range(10):
+        second(bench, stream, 500)
+    assert stream.flooding
+    second(bench, stream, 50)
+    assert not stream.flooding
+    flooded = stream.dropped["flood"]
+    for _ in range(20):
+        second(bench, stream, 90)
+    assert stream.dropped["flood"] == flooded
+    for _ in range(20):
+        second(bench, stream, 500)
+    assert stream.flooding
+    assert len([record for record in caplog.records if record.levelno == logging.WARNING]) == 2
+
+
+def test_a_stream_at_its_limit_is_never_a_flood_whatever_the_ticks_do() -> None:
+    bench, stream, _ = limited()
+    random = Random(5)
+    due = 0.0
+    for _ in range(60):
+        late_s = random.choice([1.0, 1.0, 1.01, 3.0])  # of a computer that is busy
+        due += late_s * FLOOD_HZ
+        for number in range(int(due)):
+            bench.now_ns += round(late_s * S / due)
+            bench.sample(stream, number)
+        due -= int(due)
+        bench.ping()
+        bench.pipeline.tick()
+    assert stream.dropped["flood"] == 0
+
+
+def test_a_flood_of_one_stream_leaves_the_others_alone() -> None:
+    bench, stream, _ = limited()
+    other, out = bench.stream(name="other", arrivals_bound_clock=False)
+    for _ in range(30):
+        for number in range(90):
+            bench.now_ns += S // 100
+            bench.sample(other, number)
+            for _ in range(10):
+                bench.sample(stream, number)
+        bench.now_ns += S // 10
+        bench.ping()
+        bench.pipeline.tick()
+    assert stream.flooding
+    assert not other.flooding
+    assert not other.dropped
+    assert out.samples_out == 30 * 90
+
+
+def test_what_is_flooded_does_not_reach_the_clock() -> None:
+    bench, stream, _ = limited()
+    for number in range(BURST):
+        bench.sample(stream, number)
+    for _ in range(200):
+        bench.now_ns += MS
+        bench.sample(stream, 0, age_ns=-3600 * S)  # would be a step, were it heard
+    assert stream.dropped == {"flood": 200}
+    assert bench.device.clock.epoch == 0
+
+
+def test_a_limit_that_is_changed_holds_from_the_next_second_on() -> None:
+    bench, stream, _ = limited()
+    bench.pipeline.set_up(PipelineSettings(hold_ns=HOLD_NS, flood_hz=1000.0))
+    for _ in range(30):
+        second(bench, stream, 900)
+    assert stream.dropped["flood"] == 0
+    bench.pipeline.set_up(PipelineSettings(hold_ns=HOLD_NS, flood_hz=FLOOD_HZ))
+    bench.pipeline.tick()
+    for number in range(BURST + 5):
+        bench.sample(stream, number)
+    assert stream.dropped["flood"] == 5
+
+
+def test_a_flood_before_the_lock_is_bounded_by_both_limits() -> None:
+    bench = Bench()
+    bench.pipeline.set_up(PipelineSettings(hold_ns=HOLD_NS, flood_hz=FLOOD_HZ))
+    stream, out = bench.stream()
+    for number in range(2 * BURST):
+        bench.sample(stream, number)
+    assert stream.dropped == {"flood": BURST}
+    bench.lock()
+    assert out.samples_out == BURST

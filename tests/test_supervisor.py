@@ -175,3 +175,11 @@ async def test_cancelling_ends_a_run_and_a_back_off(monkeypatch: pytest.MonkeyPa
     with pytest.raises(asyncio.CancelledError):
         await task
     assert waiting.runs == 1
+
+
+async def test_what_is_said_of_a_source_can_be_found_by_it(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.DEBUG, "bridge")
+    await until_healthy(ScriptedSource(*map(unplugged, range(3))))
+    said = [record for record in caplog.records if record.name == "bridge.supervisor"]
+    assert len(said) >= 3
+    assert {record.SOURCE for record in said} == {"eyes"}  # type: ignore[attr-defined]

@@ -26,6 +26,7 @@ Fault = Iterator[float]
 BATCH, BATCHES, PAUSE_S = 200, 25, 0.1  # messages of a flood: 2000 a second for two and a half seconds
 PATIENCE_S = 15.0
 POLL_S = 0.05
+FORGOTTEN_S = 4.0
 
 
 class Stage(Protocol):
@@ -142,7 +143,7 @@ def _app_clock_restarted(stage: Stage, tracker: Tracker) -> Fault:
         stage.up(tracker)  # the bridge switches them on again
     finally:
         peer.close()
-        context.term()
+        context.destroy(1000)
 
 
 # --- readers and clients -----------------------------------------------------------------------------------------
@@ -220,6 +221,7 @@ def mailbox_flooded(stage: Stage) -> Fault:
             yield PAUSE_S
     finally:
         phone.close()
+    yield FORGOTTEN_S  # until then another one of its name is a second device
 
 
 def backbone_flooded(stage: Stage, tracker: Tracker) -> Fault:

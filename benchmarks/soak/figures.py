@@ -1,4 +1,4 @@
-"""What is read of the daemon once a second, and what that says: slopes with their uncertainty, floors, tables."""
+"""What is read of the daemon once a second, and what that says: slopes with their uncertainty, a table."""
 
 from __future__ import annotations
 
@@ -128,17 +128,11 @@ class Figures:
         unit = MB if name in ("rss", "anon", "file", "shmem") else 1.0
         return slope([r.time_s for r in settled], [getattr(r, name) / unit for r in settled])
 
-    def floor_growth(self, name: str) -> int:
-        """The least value of the last third of the settled time minus that of the first third.
-
-        Faults open connections and close them; only what is never closed lifts the floor.
-        """
-        values = [int(getattr(reading, name)) for reading in self.settled]
-        third = max(1, len(values) // 3)
-        return min(values[-third:]) - min(values[:third])
-
     def table(self) -> str:
-        first, settled, last = self.readings[0], self.settled, self.readings[-1]
+        settled = self.settled
+        if not settled:
+            return "it ended before the warm-up was over"
+        first, last = self.readings[0], self.readings[-1]
         rows = [f"{'':<14}{'start':>8}{'warm':>8}{'end':>8}{'min':>8}{'max':>8}   slope an hour after warm-up (95 %)"]
         for name, label in (
             ("rss", "RSS MB"),

@@ -59,7 +59,7 @@ def install(user: bool, config: Path | None, now: bool, say: Say) -> None:
     _write(unit, text, 0o644)
     say(f"wrote {unit}: it runs {_program()[0]}")
     for directory in visible:
-        say(f"the service may read {directory}, though it is in a home directory; it is not moved or removed, please")
+        say(f"{directory} is in a home directory: the service may read it, and needs it to stay where it is")
     _call(systemctl, "daemon-reload")
     _call(systemctl, "enable", "--quiet", UNIT)
     say(f"enabled it: it starts {'when you log in' if user else 'at boot'}")

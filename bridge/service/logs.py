@@ -27,7 +27,14 @@ class JsonFormatter(logging.Formatter):
             entry["exception"] = self.formatException(record.exc_info)
         for name, value in journal.fields_of(record).items():
             entry.setdefault(name.lower(), value if isinstance(value, int | float) else str(value))
-        return json.dumps(entry, ensure_ascii=False)
+        return json.dumps(entry)
+
+
+class TextFormatter(logging.Formatter):
+    """Lines for a terminal, which what strangers call themselves must not steer."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        return "".join(c if c.isprintable() or c in "\n\t" else ascii(c)[1:-1] for c in super().format(record))
 
 
 def set_up(level: str, form: str = "auto") -> None:
@@ -45,7 +52,7 @@ def set_up(level: str, form: str = "auto") -> None:
         handler.setFormatter(JsonFormatter())
     else:
         handler = logging.StreamHandler(sys.stderr)
-        handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)-7s %(message)s", "%H:%M:%S"))
+        handler.setFormatter(TextFormatter("%(asctime)s %(levelname)-7s %(message)s", "%H:%M:%S"))
     root = logging.getLogger()
     before, root.handlers[:] = root.handlers[:], [handler]
     for old in before:

@@ -354,7 +354,7 @@ class NdsiDeviceSource:
                 check_endpoints(announcement, self.node.interface.address)
         except MalformedMessage as error:
             self._counts["announcements_malformed"] += 1
-            log.debug("from %s: %s", event.name, error)
+            log.debug("from %r: %s", event.name, error)
             return
         if isinstance(announcement, ndsi.Attach):
             self._attach(event.peer, event.name, announcement)

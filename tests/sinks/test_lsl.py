@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import random
 import time
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -13,7 +14,7 @@ import pytest
 
 from bridge.clock import ClockState, Mapped
 from bridge.pipeline import ClockEvent
-from bridge.sinks.lsl import LslSink
+from bridge.sinks.lsl import LslOutput, LslSink
 from bridge.streams import Channel, DeviceDescriptor, Sample, StreamDescriptor, StreamKind
 
 DEADLINE_S = 20.0
@@ -34,7 +35,7 @@ def sink() -> Iterator[LslSink]:
 @contextmanager
 def reading(name: str) -> Iterator[pylsl.StreamInlet]:
     (info,) = pylsl.resolve_byprop("name", name, 1, DEADLINE_S)
-    inlet = pylsl.StreamInlet(info)
+    inlet = pylsl.StreamInlet(info, recover=False)
     inlet.open_stream(DEADLINE_S)
     try:
         yield inlet
@@ -79,3 +80,63 @@ def test_a_step_of_realtime_does_not_reach_lsl_stamps(sink: LslSink, monkeypatch
     assert [stamp_s for _, stamp_s in rows] == pytest.approx([ns * 1e-9 for ns in hosts_ns], abs=1e-7)
     # And they are of the clock that every LSL program reads.
     assert rows[-1][1] == pytest.approx(pylsl.local_clock(), abs=DEADLINE_S)
+
+
+# --- devices that come and go ----------------------------------------------------------------------------------------
+
+OTHER = DeviceDescriptor(f"{NAME}_other", "test", f"pupil_labs_{NAME}_other")
+OTHER_GAZE = StreamDescriptor(OTHER, "gaze", StreamKind.GAZE, "Gaze", "Gaze", channels=GAZE.channels)
+
+
+@pytest.fixture
+async def _threads_of_the_loop() -> AsyncIterator[None]:
+    """The loop's threads end with the test, as they do with the daemon."""
+    yield
+    await asyncio.get_running_loop().shutdown_default_executor()
+
+
+def push(output: LslOutput, number: int) -> None:
+    now_ns = time.monotonic_ns()
+    output.push(Sample(GAZE, 1, now_ns, (float(number),)), MAPPED, now_ns)
+
+
+@pytest.mark.usefixtures("_threads_of_the_loop")
+async def test_a_device_that_is_closed_takes_its_outlets_with_it_and_the_loop_goes_on(sink: LslSink) -> None:
+    sink.open_device(OTHER)
+    sink.open_stream(GAZE)
+    other = sink.open_stream(OTHER_GAZE)
+    assert sink.status() == {"outlets": 6}
+    with reading(OTHER_GAZE.lsl_name) as inlet, reading(GAZE.lsl_name) as closing:
+        task = asyncio.create_task(sink.close_device(DEVICE))
+        turns = 0
+        while not task.done():
+            push(other, turns)
+            sink.status()
+            turns += 1
+            await asyncio.sleep(0)
+        await task
+        assert turns > 1, "the loop was not held up"
+        assert sink.status() == {"outlets": 3}
+        assert [values[0] for values, _ in pull(inlet, turns)] == [float(number) for number in range(turns)]
+        with pytest.raises(pylsl.util.LostError):
+            closing.pull_sample(DEADLINE_S)
+
+
+@pytest.mark.usefixtures("_threads_of_the_loop")
+async def test_a_device_that_is_opened_anew_is_found_by_its_name_again_once(sink: LslSink) -> None:
+    for number in range(2):
+        output = sink.open_stream(GAZE)
+        with reading(GAZE.lsl_name) as inlet:  # which fails unless there is exactly one
+            push(output, number)
+            assert pull(inlet, 1)[0][0][0] == float(number)
+        await sink.close_device(DEVICE)
+        sink.open_device(DEVICE)
+    assert sink.status() == {"outlets": 2}
+
+
+@pytest.mark.usefixtures("_threads_of_the_loop")
+async def test_closing_the_sink_after_a_device_closes_the_others(sink: LslSink) -> None:
+    sink.open_device(OTHER)
+    await sink.close_device(DEVICE)
+    assert sink.close() is True
+    assert sink.status() == {"outlets": 0}

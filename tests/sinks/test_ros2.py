@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
 import re
 import threading
 import time
 from collections.abc import Iterator
 from typing import Any
 
+import msgspec
 import pytest
 
 pytest.importorskip("rclpy", reason="needs rclpy: pip install 'pupil-bridge[ros]', or source a ROS")
@@ -258,6 +260,171 @@ def test_the_beginning_of_an_epoch_is_not_lost_when_ros_blocks(sink: Ros2Sink, c
     released.set()
     assert clock_hearer.hear(1)[0].source == "epoch 1 restart"
     assert output.dropped == {}, "there is room for what is rare"
+
+
+# --- devices that come and go ----------------------------------------------------------------------------------------
+
+OTHER = DeviceDescriptor(name="other", kind="test", lsl_prefix="other")
+OTHER_EVENTS = StreamDescriptor(OTHER, "event", StreamKind.EVENT, "Event", "Markers")
+
+
+def topics(sink: Ros2Sink, device: DeviceDescriptor) -> set[str]:
+    prefix = f"/sink_test/{device.name}/"
+    return {p.topic_name.removeprefix(prefix) for p in sink._node.publishers if p.topic_name.startswith(prefix)}
+
+
+class Blocked:
+    """The publishing thread, held until it is released."""
+
+    def __init__(self, sink: Ros2Sink) -> None:
+        self._entered, self._released = threading.Event(), threading.Event()
+        Ros2Output(sink, self._hold).push(event("held"), MAPPED, 0)
+        assert self._entered.wait(DEADLINE_S)
+
+    def _hold(self, sample: Sample, host_ns: int) -> None:
+        self._entered.set()
+        assert self._released.wait(DEADLINE_S)
+
+    def release(self) -> None:
+        self._released.set()
+
+
+async def drained(sink: Ros2Sink) -> None:
+    """Waits until the thread has done all that was queued before."""
+    done = threading.Event()
+    sink._queue.put(done.set)
+    deadline_s = time.monotonic() + DEADLINE_S
+    while not done.is_set():
+        assert sink._thread.is_alive(), "the thread that publishes has died"
+        assert time.monotonic() < deadline_s
+        await asyncio.sleep(0.002)
+
+
+async def test_a_device_that_is_closed_takes_its_topics_with_it_and_leaves_the_others(sink: Ros2Sink) -> None:
+    sink.open_device(OTHER)
+    for stream in (GAZE, EVENTS, OTHER_EVENTS):
+        sink.open_stream(stream)
+    assert topics(sink, DEVICE) == set(NAMES)
+    await sink.close_device(DEVICE)
+    assert topics(sink, DEVICE) == set()
+    assert topics(sink, OTHER) == {"events", "time_reference", "clock_events"}
+
+
+async def test_what_waits_is_published_before_its_device_is_closed(sink: Ros2Sink, hearer: Hearer) -> None:
+    output, blocked = discovered(sink, hearer), Blocked(sink)
+    for number in range(QUEUE_SIZE - 1):
+        output.push(event(str(number)), MAPPED, time.monotonic_ns())
+    closing = asyncio.create_task(sink.close_device(DEVICE))
+    await asyncio.sleep(0)
+    assert not closing.done()
+    blocked.release()
+    await closing
+    assert output.samples_out == QUEUE_SIZE - 1
+    assert [message.source for message in hearer.hear(QUEUE_SIZE - 1)] == [str(n) for n in range(QUEUE_SIZE - 1)]
+
+
+async def test_a_device_can_be_opened_anew_after_it_was_closed(sink: Ros2Sink, hearer: Hearer) -> None:
+    for number in range(3):
+        output = discovered(sink, hearer)
+        output.push(event(str(number)), MAPPED, time.monotonic_ns())
+        assert hearer.hear(number + 1)[number].source == str(number)
+        sink.clock_status(DEVICE, STATUS)
+        await sink.close_device(DEVICE)
+        sink.open_device(DEVICE)
+    assert topics(sink, DEVICE) == {"time_reference", "clock_events"}
+
+
+@pytest.mark.parametrize("told", ["status", "event"])
+async def test_what_is_said_of_a_device_and_was_put_off_until_it_is_closed_hurts_nobody(
+    sink: Ros2Sink, told: str
+) -> None:
+    sink.open_device(OTHER)
+    other = sink.open_stream(OTHER_EVENTS)
+    assert other is not None
+    blocked = Blocked(sink)
+    if told == "status":
+        sink.clock_status(DEVICE, msgspec.structs.replace(STATUS, device_ns=1))
+    else:
+        sink.clock_event(DEVICE, ClockEvent(0, None, 1, "restart"))
+    closing = asyncio.create_task(sink.close_device(DEVICE))
+    await asyncio.sleep(0)
+    for number in range(QUEUE_SIZE - 1):  # the last of them moves what is oldest behind all, the closing too
+        other.push(Sample(OTHER_EVENTS, 0, 0, str(number)), MAPPED, 0)
+    blocked.release()
+    await closing
+    await drained(sink)
+    sink.clock_status(OTHER, STATUS)  # raises if the thread has died
+    assert other.samples_out + other.dropped["queue_full"] == QUEUE_SIZE - 1
+
+
+async def test_a_device_that_is_opened_anew_before_its_old_topics_could_be_closed_keeps_its_new_ones(
+    sink: Ros2Sink, hearer: Hearer, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(ros2, "JOIN_TIMEOUT_S", 0.05)
+    sink.open_stream(EVENTS)
+    blocked = Blocked(sink)
+    await sink.close_device(DEVICE)
+    assert "closed later" in caplog.text
+    monkeypatch.undo()
+    sink.open_device(DEVICE)
+    output = sink.open_stream(EVENTS)
+    assert output is not None
+    blocked.release()
+    await drained(sink)
+    assert topics(sink, DEVICE) == {"events", "time_reference", "clock_events"}
+    meet(sink, hearer)
+    output.push(event("still there"), MAPPED, time.monotonic_ns())
+    assert hearer.hear(1)[0].source == "still there"
+    sink.clock_event(DEVICE, ClockEvent(0, None, 1, "restart"))
+    sink.clock_status(DEVICE, STATUS)
+    await drained(sink)
+    sink.clock_status(DEVICE, STATUS)
+
+
+# --- a full queue ----------------------------------------------------------------------------------------------------
+
+
+def test_the_newest_samples_are_dropped_where_that_is_the_policy() -> None:
+    sink = Ros2Sink("sink_test", "sink_test", QUEUE_SIZE, "drop_newest")
+    try:
+        sink.open_device(DEVICE)
+        blocked, published = Blocked(sink), list[str]()
+        output = Ros2Output(sink, lambda sample, host_ns: published.append(str(sample.payload)))
+        for number in range(25):
+            output.push(event(str(number)), MAPPED, 0)
+        assert output.dropped == {"queue_full": 25 - QUEUE_SIZE}
+        blocked.release()
+    finally:
+        sink.close()
+    assert published == [str(number) for number in range(QUEUE_SIZE)]
+
+
+@pytest.mark.parametrize("when_full", ["drop_oldest", "drop_newest"])
+def test_what_is_no_sample_is_never_dropped_for_one(when_full: str) -> None:
+    sink = Ros2Sink("sink_test", "sink_test", QUEUE_SIZE, when_full)
+    try:
+        blocked, done = Blocked(sink), list[int]()
+        output = Ros2Output(sink, lambda sample, host_ns: None)
+        for number in range(3):
+            sink._queue.put(lambda number=number: done.append(number))
+        for number in range(100):
+            output.push(event(str(number)), MAPPED, 0)
+            assert sink.status()["queued"] <= QUEUE_SIZE
+        blocked.release()
+    finally:
+        sink.close()
+    assert sorted(done) == [0, 1, 2]
+    assert output.samples_out + output.dropped["queue_full"] == 100
+
+
+def test_the_status_says_how_full_the_queue_is(sink: Ros2Sink) -> None:
+    blocked = Blocked(sink)
+    assert sink.status() == {"queued": 0, "queue_size": QUEUE_SIZE}
+    output = Ros2Output(sink, lambda sample, host_ns: None)
+    for number in range(3):
+        output.push(event(str(number)), MAPPED, 0)
+    assert sink.status() == {"queued": 3, "queue_size": QUEUE_SIZE}
+    blocked.release()
 
 
 # --- CLOCK_REALTIME --------------------------------------------------------------------------------------------------

@@ -19,11 +19,13 @@ import zmq
 
 from bridge.clock import ClockSettings, ClockState
 from bridge.config import ClockConfig, NdsiSource
+from bridge.errors import DeviceUnavailable
 from bridge.names import DeviceNames
 from bridge.pipeline import Device, Pipeline
 from bridge.service import quiet
 from bridge.sources import discovery, ndsi, ndsi_echo, ndsi_sensor
 from bridge.sources.ndsi import NdsiDeviceSource
+from bridge.streams import DeviceDescriptor
 from tests.sources.lab import (
     TIME_ECHO,
     RawPhone,
@@ -36,12 +38,33 @@ from tests.sources.lab import (
 from tests.sources.zre_peer import free_tcp_port, free_udp_port, until
 
 
+class ClosingSink(RecordingSink):
+    """Devices can be closed in it; while ``gate`` is shut that takes its time."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.closed: list[str] = []
+        self.closing = 0
+        self.gate = asyncio.Event()
+        self.gate.set()
+
+    async def close_device(self, device: DeviceDescriptor) -> None:
+        self.closing += 1
+        await self.gate.wait()
+        self.closed.append(device.name)
+        for key in [key for key in self.streams if key[0] == device.name]:
+            del self.streams[key]
+
+    def status(self) -> dict[str, object]:
+        return {}
+
+
 class Lab:
     """A running source, its pipeline, and the phones that a test makes."""
 
     def __init__(self, tmp_path: Path, *devices: dict[str, Any]) -> None:
         self.beacon_port = free_udp_port()
-        self.sink = RecordingSink()
+        self.sink = ClosingSink()
         clock = ClockConfig(ping_interval_s=0.1)
         self.pipeline = Pipeline([self.sink], clock_settings=ClockSettings(ping_interval_ns=clock.ping_interval_ns))
         config = NdsiSource.model_validate(
@@ -57,6 +80,11 @@ class Lab:
         self.source.open(self.pipeline)
         self.task = asyncio.create_task(self.source.run())
         self.phones: list[RawPhone] = []
+
+    def expect(self, *devices: dict[str, Any]) -> asyncio.Task[None]:
+        """The source is told that these are its devices now."""
+        tree = {"type": "ndsi", "interface": "127.0.0.1", "beacon_port": self.beacon_port, "device": list(devices)}
+        return asyncio.create_task(self.source.reconfigure(NdsiSource.model_validate(tree)))
 
     def phone(self, name: str = "Raw", identity: uuid.UUID | None = None) -> RawPhone:
         made = RawPhone(self.beacon_port, name, identity)
@@ -223,6 +251,247 @@ async def test_a_silent_phone_keeps_its_name_when_another_one_comes(
         assert lab.sink.devices == ["companion", "two"]
     finally:
         await lab.end()
+
+
+# --- other devices are expected now ----------------------------------------------------------------------------------
+
+ONE, TWO, THREE = ({"name": name.lower(), "match": name} for name in ("One", "Two", "Three"))
+
+
+@pytest.fixture
+async def two(tmp_path: Path) -> AsyncIterator[Lab]:
+    """Phones One and Two are expected and there, and both are served."""
+    made = Lab(tmp_path, ONE, TWO)
+    try:
+        for name in ("One", "Two"):
+            phone = made.phone(name)
+            await phone.attached()
+            await made.serves(phone, name.lower(), count=10)
+        yield made
+    finally:
+        made.sink.gate.set()
+        await made.end()
+
+
+class Streaming:
+    """A phone that sends gaze every few milliseconds until it is stopped; then all of it has to be there."""
+
+    def __init__(self, lab: Lab, phone: RawPhone, name: str) -> None:
+        self._phone, self._out = phone, lab.out("gaze", name)
+        self._before, self._sent = len(self._out.samples), list[tuple[float, float]]()
+        self._task = asyncio.create_task(self._send())
+
+    async def _send(self) -> None:
+        while True:
+            self._sent.append((float(len(self._sent)), 0.5))
+            self._phone.gaze.send(gaze_frames(device_time(), *self._sent[-1]))
+            await asyncio.sleep(0.003)
+
+    async def all_arrive(self, at_least: int = 20) -> None:
+        await until(lambda: len(self._sent) >= at_least, "it streams")
+        self._task.cancel()
+        await asyncio.gather(self._task, return_exceptions=True)
+        await until(lambda: len(self._out.samples) >= self._before + len(self._sent), "all samples")
+        assert [payload[:2] for payload in self._out.payloads[self._before :]] == self._sent
+
+
+async def test_a_device_that_changes_comes_back_and_the_others_do_not_notice(two: Lab) -> None:
+    first, second = two.phones
+    streaming, device, clock = Streaming(two, first, "one"), two.device("one"), two.device("one").clock
+    two.sink.gate.clear()
+    change = two.expect(ONE, {"name": "left", "match": "Two"})
+    await until(lambda: two.sink.closing, "the old one is being closed")
+    await until(lambda: second.gaze.subscribed["data"] == 0, "nobody listens to it")
+    two.sink.gate.set()
+    await change
+    await two.serves(second, "left")
+    await streaming.all_arrive()
+    assert two.sink.devices == ["one", "two", "left"]
+    assert two.sink.closed == ["two"]
+    assert list(two.pipeline.devices) == ["one", "left"]
+    assert set(two.source.device_names) == {"one", "left"}
+    assert (two.device("one"), two.device("one").clock) == (device, clock)
+    assert clock.epoch == 0
+    for sensor in (first.gaze, first.event):
+        assert sensor.seen == {"notify": 1, "data": 1}
+    assert first.greetings() == second.greetings() == 1
+
+
+async def test_the_same_devices_again_touch_nothing(two: Lab) -> None:
+    streams = [Streaming(two, phone, phone.name.lower()) for phone in two.phones]
+    await two.expect(TWO, ONE)
+    for streaming in streams:
+        await streaming.all_arrive()
+    assert two.sink.closed == []
+    assert all(phone.gaze.seen == {"notify": 1, "data": 1} for phone in two.phones)
+
+
+async def test_another_key_of_a_device_opens_its_streams_anew_under_the_same_name(two: Lab) -> None:
+    await two.expect({**ONE, "lsl_prefix": "lab", "gaze": {"latency_ms": 5}}, TWO)
+    assert two.device("one").descriptor.lsl_prefix == "lab"
+    await two.serves(two.phones[0], "one")
+    gaze = two.out("gaze", "one")
+    assert {sample.stream.latency_ns for sample in gaze.samples} == {5_000_000}
+    assert two.sink.closed == ["one"]
+
+
+async def test_a_device_that_is_not_expected_any_more_is_a_discovered_one(two: Lab) -> None:
+    await two.expect(ONE)
+    await two.serves(two.phones[1], "two")
+    await two.expect(ONE, TWO)
+    await two.serves(two.phones[1], "two")
+    assert two.sink.closed == ["two", "two"]
+    assert set(two.source.device_names) == {"one", "two"}
+
+
+async def test_a_discovered_device_gets_the_name_that_it_is_given_now(two: Lab) -> None:
+    found, streaming = two.phone("Three"), Streaming(two, two.phones[0], "one")
+    await found.attached()
+    await two.serves(found, "three")
+    await two.expect(ONE, TWO, {"name": "named", "match": "Thr*"})
+    await two.serves(found, "named")
+    assert two.sink.closed == ["three"]
+    assert set(two.source.device_names) == {"one", "two", "named"}
+    await streaming.all_arrive()
+
+
+async def test_names_that_are_exchanged_are_exchanged(two: Lab) -> None:
+    first, second = two.phones
+    await two.expect({"name": "one", "match": "Two"}, {"name": "two", "match": "One"})
+    await two.serves(first, "two")
+    await two.serves(second, "one")
+    assert sorted(two.sink.closed) == ["one", "two"]
+
+
+async def test_what_waits_for_a_clock_when_its_device_is_changed_is_counted(two: Lab) -> None:
+    device = two.device("two")
+    device.attached()  # without its clock
+    two.phones[1].echoes = 0
+    gaze = device.streams["gaze"]
+    before = gaze.samples_in
+    for number in range(5):
+        two.phones[1].gaze.send(gaze_frames(device_time(), float(number), 0.0))
+    await until(lambda: gaze.samples_in == before + 5, "they have come")
+    assert not device.clock.locked
+    await two.expect(ONE, {"name": "left", "match": "Two"})
+    assert gaze.dropped["clock_unlocked"] == 5
+
+
+async def test_what_phones_say_while_devices_are_changed_is_heard_afterwards(two: Lab) -> None:
+    first, second = two.phones
+    third = two.phone("Three")
+    two.sink.gate.clear()
+    change = two.expect(ONE, {"name": "left", "match": "Two"}, THREE)
+    await until(lambda: two.sink.closing, "it has begun")
+    await third.meet()
+    for sensor in (third.gaze, third.event):
+        third.whisper(sensor.attach())
+    first.whisper(first.gaze.detach())
+    second.whisper(second.gaze.detach())
+    await until(lambda: len(two.source._postponed or ()) >= 4, "all four wait")
+    assert "Three" not in two.source.status()["peers"]
+    two.sink.gate.set()
+    await change
+    await two.serves(third, "three")
+    await until(lambda: first.gaze.subscribed["data"] == second.gaze.subscribed["data"] == 0, "both are detached")
+    for phone, name in ((first, "one"), (second, "left")):
+        phone.whisper(phone.gaze.attach())
+        await two.serves(phone, name)
+
+
+async def test_a_phone_that_leaves_while_it_is_changed_is_gone(two: Lab) -> None:
+    second = two.phones[1]
+    two.sink.gate.clear()
+    change = two.expect(ONE, {"name": "left", "match": "Two"})
+    await until(lambda: two.sink.closing, "it has begun")
+    second.beacon(port=0)
+    await until(lambda: two.source._postponed, "its leave waits")
+    two.sink.gate.set()
+    await change
+    await until(lambda: not two.device("left").connected, "it has gone")
+    await second.attached()
+    await two.serves(second, "left")
+
+
+@pytest.mark.parametrize("again", ["before", "after"])
+async def test_a_source_that_ends_while_its_devices_are_changed_serves_them_when_it_runs_again(
+    two: Lab, monkeypatch: pytest.MonkeyPatch, again: str
+) -> None:
+    first, second = two.phones
+    third = two.phone("Three")
+    two.sink.gate.clear()
+    change = two.expect(ONE, {"name": "left", "match": "Two"}, THREE)
+    await until(lambda: two.sink.closing, "it has begun")
+    await third.meet()
+    third.whisper(third.gaze.attach())
+    await until(lambda: two.source._postponed, "it waits")
+
+    def unplugged() -> object:
+        raise DeviceUnavailable("no network")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(two.source, "_find_interface", unplugged)
+        with pytest.raises(DeviceUnavailable):
+            await two.task
+    if again == "before":
+        two.task = asyncio.create_task(two.source.run())
+        await until(lambda: two.source.node.alive, "it runs again")
+    two.sink.gate.set()
+    await change
+    assert two.source.status()["peers"] == []
+    assert list(two.pipeline.devices) == ["one", "left", "three"]
+    if again == "after":
+        two.task = asyncio.create_task(two.source.run())
+    for phone, name in ((first, "one"), (second, "left"), (third, "three")):
+        await phone.attached()
+        await two.serves(phone, name)
+
+
+async def test_devices_can_be_changed_while_the_source_does_not_run(tmp_path: Path) -> None:
+    lab = Lab(tmp_path, ONE)
+    lab.task.cancel()
+    await asyncio.gather(lab.task, return_exceptions=True)
+    await lab.expect(TWO)
+    assert list(lab.pipeline.devices) == ["two"]
+    lab.task = asyncio.create_task(lab.source.run())
+    try:
+        phone = lab.phone("Two")
+        await phone.attached()
+        await lab.serves(phone, "two")
+    finally:
+        await lab.end()
+
+
+async def test_other_intervals_of_pings_hold_also_for_a_phone_that_comes_later(lab: Lab) -> None:
+    phone = lab.phone()
+    phone.hardware.ignore_commands = 10**6  # it never says whether it records
+    await phone.attached()
+    await lab.serves(phone, count=5)
+    plan = lab.device().clock.plan
+    lab.source.set_clock(ClockConfig(ping_interval_s=0.2))
+    assert plan.interval_ns == 200_000_000
+    phone.beacon(port=0)
+    await until(lambda: not lab.device().connected, "it has gone")
+    lab.source.set_clock(ClockConfig(ping_interval_s=0.3))
+    await phone.attached()
+    await until(lambda: lab.device().connected, "it is back")
+    assert lab.device().clock.plan.interval_ns == 300_000_000
+
+
+async def test_a_phone_that_left_while_it_recorded_is_pinged_as_usual_when_it_is_back(lab: Lab) -> None:
+    phone = lab.phone()
+    await phone.attached()
+    await until(lambda: phone.hardware.subscribed["notify"] == 1, "its hardware is listened to")
+    phone.hardware.update("local_capture", True)
+    await until(lambda: lab.device().recording, "it records")
+    assert lab.device().clock.plan.interval_ns == 10 * 10**9
+    phone.beacon(port=0)
+    await until(lambda: not lab.device().connected, "it has gone")
+    assert lab.device().recording is None
+    phone.hardware.ignore_commands = 10**6
+    await phone.attached()
+    await until(lambda: lab.device().connected, "it is back")
+    assert lab.device().clock.plan.interval_ns == 100_000_000
 
 
 # --- controls ----------------------------------------------------------------------------------------

@@ -74,6 +74,7 @@ exec unshare --pid --fork --kill-child --mount --uts --ipc --net --cgroup --prop
   pivot_root . mnt/before
   umount -l /mnt/before
   rmdir /mnt/before
+  mount --make-rshared /  # else the credentials of services stay in the process that mounts them
   exec env -i container=lxc PATH=/usr/sbin:/usr/bin:/sbin:/bin \
     /lib/systemd/systemd --system --unit=test-machine.target --log-target=journal
 ' machine "$@"

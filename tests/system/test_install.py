@@ -138,6 +138,7 @@ def test_the_wheel_holds_every_module_and_every_file_that_is_installed(tree: Pat
     shared = {f"share/pupil_bridge/{path.relative_to(tree)}" for path in (tree / "config").glob("*.toml")}
     shared |= {f"share/pupil_bridge/{path.relative_to(tree)}" for path in (tree / "launch").glob("*.launch.py")}
     shared |= {f"share/pupil_bridge/{path.relative_to(tree)}" for path in (tree / "systemd").glob("*.service")}
+    shared |= {f"share/pupil_bridge/{path.relative_to(tree)}" for path in (tree / "systemd").glob("*.conf")}
     shared |= {"share/pupil_bridge/package.xml", "share/ament_index/resource_index/packages/pupil_bridge"}
     assert "share/pupil_bridge/config/bridge.toml" in shared
     in_share = {name.split(".data/data/")[1] for name in names if ".data/data/" in name}

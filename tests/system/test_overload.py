@@ -224,12 +224,17 @@ def test_too_little_cpu_is_said_and_loses_no_sample_and_no_stamp_is_wrong(
                     lambda: all(daemon.stream(d, "gaze")["age_s"] > 1.0 for d in (PHONE, CAPTURE)), "all has left"
                 )
             _check_log(daemon)
-    recording = load(xdf, dejitter_timestamps=False)
+    # As LSL has delivered it: a recorder asks the daemon for its clock through liblsl, and late answers make pyxdf
+    # shift all stamps, by 17 ms in one run (the same computer, so the true shift is nothing).
+    recording = load(xdf, dejitter_timestamps=False, synchronize_clocks=False)
     _check_recorded(recording, f"{PHONE}_x", ("x", "y"), tmp_path / "Phone.jsonl")
     _check_recorded(recording, f"{CAPTURE}_x", ("norm_pos_x", "norm_pos_y", "confidence"), tmp_path / "core.jsonl")
 
 
 # --- a full disk -------------------------------------------------------------------------------------------------
+
+
+AGAIN_S = 90.0  # it is tried once a minute
 
 
 @contextlib.contextmanager
@@ -264,7 +269,7 @@ def test_a_full_disk_is_said_and_survived_and_what_could_not_be_kept_is_kept_lat
             make_room()
             with _phone(tmp_path, port, "Lab Phone 8"):
                 daemon.wait_locked("lab_phone_8")
-                _wait_problem(daemon, "cannot be kept", gone=True)
+                _wait_problem(daemon, "cannot be kept", gone=True, timeout_s=AGAIN_S)
                 _wait_more(daemon, "lab_phone_7", GAZE_HZ)
         kept = json.loads((state / "names.json").read_text(encoding="utf-8"))
         assert set(kept["own_names"].values()) == {"Lab Phone 7", "Lab Phone 8"}

@@ -104,6 +104,8 @@ def installed(machine: Machine, drop_in: str = "", discovery_range: str = "LOCAL
     try:
         machine.run(PROGRAM, "install-service", "--now")
         yield
+        machine.run("systemctl", "stop", "pupil-bridge")
+        assert machine.show("pupil-bridge", "Result") == "success", messages(machine)  # and not "timeout"
     finally:
         machine.run(PROGRAM, "uninstall-service", check=False)
         machine.run("rm", "-rf", CONFIG.parent, DROP_IN.parent)
@@ -337,6 +339,8 @@ def test_it_stops_within_five_seconds_with_four_devices_and_leaves_no_process(se
 def test_all_of_it_works_without_systemd_python(machine: Machine) -> None:
     machine.path("/opt/hidden/systemd").mkdir(parents=True)
     machine.path("/opt/hidden/systemd/__init__.py").write_text("raise ImportError('hidden for a test')\n")
+    hidden = machine.run(sys.executable, "-c", "import systemd.journal", env={"PYTHONPATH": "/opt/hidden"}, check=False)
+    assert "hidden for a test" in hidden.stderr
     with installed(machine, drop_in="[Service]\nEnvironment=PYTHONPATH=/opt/hidden\n"):
         wait_locked(machine)
         pid = main_pid(machine)
@@ -387,7 +391,9 @@ def test_a_users_own_service_works_the_same_way(machine: Machine) -> None:
 
         wait_until(all_locked, "all four clocks locked", 60.0, 0.2)
         show = [*as_lab, "systemctl", "--user", "show", "--value", "pupil-bridge", "--property"]
-        assert "4 of 4 devices" in machine.run(*show, "StatusText").stdout
+        wait_until(lambda: "4 of 4 devices" in machine.run(*show, "StatusText").stdout, "the line of status")
+        ros = ["env", "ROS_AUTOMATIC_DISCOVERY_RANGE=LOCALHOST", sys.executable, "-c", ROS_READER]
+        assert machine.run(*as_lab, *ros).stdout == "50\n"
         assert machine.run(*as_lab, "journalctl", "--user", "DEVICE=core_a", "--quiet").stdout != ""
     finally:
         gone = machine.run(*as_lab, PROGRAM, "uninstall-service", "--user").stdout
