@@ -30,7 +30,7 @@ def _errors_in_one_line(command: Callable[P, None]) -> Callable[P, None]:
             command(*args, **kwargs)
         except BridgeError as error:
             # The journal takes the level of a line from its beginning.
-            level = "<3>" if "JOURNAL_STREAM" in os.environ and not sys.stderr.isatty() else ""
+            level = "<3>" if "JOURNAL_STREAM" in os.environ and not (sys.stderr and sys.stderr.isatty()) else ""
             lines = f"pupil-bridge: {error}".splitlines()
             click.echo("\n".join(level + line for line in lines), err=True)
             sys.exit(EXIT_CONFIG if isinstance(error, ConfigError) else 1)
@@ -48,7 +48,13 @@ def main() -> None:
 
 
 @main.command()
-@click.option("--config", "config_path", required=True, type=click.Path(path_type=Path), help="The TOML file to run.")
+@click.option(
+    "--config",
+    "config_path",
+    required=True,
+    type=click.Path(path_type=Path, readable=False),
+    help="The TOML file to run.",
+)
 @_errors_in_one_line
 def run(config_path: Path) -> None:
     """Run the bridge until it is stopped (Ctrl-C or SIGTERM)."""
@@ -77,7 +83,7 @@ def run(config_path: Path) -> None:
 
 
 @main.command("check-config")
-@click.argument("file", type=click.Path(path_type=Path))
+@click.argument("file", type=click.Path(path_type=Path, readable=False))
 @click.option("--show", is_flag=True, help="Print what is in effect, every setting with its value, as JSON.")
 @_errors_in_one_line
 def check_config(file: Path, show: bool) -> None:
@@ -98,7 +104,9 @@ def check_config(file: Path, show: bool) -> None:
 
 
 @main.command()
-@click.option("--socket", "socket_path", type=click.Path(path_type=Path), help="The daemon's control socket.")
+@click.option(
+    "--socket", "socket_path", type=click.Path(path_type=Path, readable=False), help="The daemon's control socket."
+)
 @_errors_in_one_line
 def reload(socket_path: Path | None) -> None:
     """Let a running daemon load its configuration anew.
@@ -115,7 +123,9 @@ def reload(socket_path: Path | None) -> None:
 @main.command()
 @click.option("--json", "as_json", is_flag=True, help="The whole status as JSON.")
 @click.option("--watch", is_flag=True, help="Draw it again twice a second, until Ctrl-C.")
-@click.option("--socket", "socket_path", type=click.Path(path_type=Path), help="The daemon's control socket.")
+@click.option(
+    "--socket", "socket_path", type=click.Path(path_type=Path, readable=False), help="The daemon's control socket."
+)
 @_errors_in_one_line
 def status(as_json: bool, watch: bool, socket_path: Path | None) -> None:
     """Show a running daemon's devices, streams and clocks.

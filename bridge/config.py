@@ -63,12 +63,13 @@ def _read(path: Path) -> str:
 def _layer(text: str, origin: str) -> Layer:
     try:
         tree = tomllib.loads(text)
+        # Before all others, as pydantic must not see such numbers.
+        faults = list(checks.oversized(tree))
     except ValueError as error:
         raise ConfigError(f"{origin}: is not valid TOML: {error}") from error
     except RecursionError as error:
         raise ConfigError(f"{origin}: is nested too deeply") from error
-    # Before all others, as pydantic must not see such numbers.
-    if faults := list(checks.oversized(tree)):
+    if faults:
         raise ConfigError(report(text, origin, faults))
     return Layer(origin, text, tree)
 

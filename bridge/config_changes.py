@@ -53,7 +53,7 @@ def changes(old: Config, new: Config, open_sinks: Mapping[str, Sink], owners: Ma
         *(f"added {_spell(source)}" for source in added),
         *(f"removed {_spell(before[key])}" for key in removed),
         *(f"changed {_spell(after[key])}" for key in sorted(changed)),
-        *(f"{'changed' if sink.type in open_sinks else 'opened'} sink {sink.type}" for sink in opened),
+        *(opening(sink.type, sink.type in open_sinks) for sink in opened),
         *(f"closed sink {kind}" for kind in closed if kind not in wanted),
         *(f"changed [{name}]" for name in tables),
         *(["changed service.memory_limit_mb"] if old.service.memory_limit_mb != new.service.memory_limit_mb else []),
@@ -68,6 +68,11 @@ def changes(old: Config, new: Config, open_sinks: Mapping[str, Sink], owners: Ma
         later,
         ", ".join(told) or "nothing has changed",
     )
+
+
+def opening(kind: str, was_open: bool) -> str:
+    """What is said of a sink that is opened."""
+    return f"{'changed' if was_open else 'opened'} sink {kind}"
 
 
 def _names(source: Source) -> tuple[str, ...]:

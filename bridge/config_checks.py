@@ -11,7 +11,7 @@ from ipaddress import IPv4Address, IPv6Address, ip_address
 from pathlib import Path
 from typing import Any, Final
 
-from bridge.config_faults import Fault, Place, show, spell
+from bridge.config_faults import Fault, Place, show
 
 DEFAULT_CORE_NAME: Final = "pupil_core"
 DEFAULT_CORE_ADDRESS: Final = "127.0.0.1:50020"
@@ -23,6 +23,7 @@ _ROS_NAME: Final = re.compile(r"[A-Za-z][A-Za-z0-9]*(_[A-Za-z0-9]+)*")
 _ADDRESS: Final = re.compile(
     r"(?:\[(?P<v6>[0-9A-Fa-f:.]+)\]|(?P<host>[A-Za-z0-9][A-Za-z0-9._-]{0,252})):(?P<port>[0-9]{1,5})"
 )
+MOST_NESTED: Final = 100  # tables in tables
 TOKEN_LENGTH: Final = 16  # at least
 _MOST_PATH_BYTES: Final = 107  # sockaddr_un.sun_path on Linux, without its terminating zero
 
@@ -162,10 +163,15 @@ def distinct(values: tuple[str, ...]) -> tuple[str, ...]:
 
 
 def oversized(tree: dict[str, Any]) -> Iterator[Fault]:
-    """The whole numbers beyond TOML's 64 bits. tomllib lets them pass; Python and pydantic fail to write long ones."""
+    """The whole numbers beyond TOML's 64 bits. tomllib lets them pass; Python and pydantic fail to write long ones.
+
+    Raises RecursionError for trees that are too deep for what comes after.
+    """
     waiting: list[tuple[Place, Any]] = [((), tree)]
     while waiting:  # no recursion: the tree may be as deep as the stack allowed when it was read
         place, value = waiting.pop()
+        if len(place) > MOST_NESTED:
+            raise RecursionError
         if isinstance(value, dict):
             waiting += [((*place, key), inner) for key, inner in value.items()]
         elif isinstance(value, list):
@@ -189,7 +195,7 @@ def together(tree: dict[str, Any]) -> Iterator[Fault]:
         kind = sink.get("type")
         if kind in ("lsl", "ros2") and kinds.setdefault(kind, place) != place:
             yield Fault(
-                (*place, "type"), f"{spell(kinds[kind])} is {kind!r} already; there can be one sink of each type"
+                (*place, "type"), f"{{other}} is {kind!r} already; there can be one sink of each type", kinds[kind]
             )
 
 
@@ -235,12 +241,12 @@ def _clashing_names(tree: dict[str, Any]) -> Iterator[Fault]:
     for place, device, name in _devices(tree):
         clash = isinstance(name, str) and names.setdefault(name, place) != place
         if clash:
-            yield Fault((*place, "name"), f"{show(name)} is the name of {spell(names[str(name)])} already")
+            yield Fault((*place, "name"), f"{show(name)} is the name of {{other}} already", names[str(name)])
         if clash and "lsl_prefix" not in device:
             continue  # its prefix comes from the name: one fault, not two
         prefix = device.get("lsl_prefix", f"pupil_labs_{name}")
         if isinstance(prefix, str) and prefixes.setdefault(prefix, place) != place:
-            yield Fault((*place, "lsl_prefix"), f"{show(prefix)} is the prefix of {spell(prefixes[prefix])} already")
+            yield Fault((*place, "lsl_prefix"), f"{show(prefix)} is the prefix of {{other}} already", prefixes[prefix])
 
 
 def _clashing_sources(tree: dict[str, Any]) -> Iterator[Fault]:
@@ -255,15 +261,15 @@ def _clashing_sources(tree: dict[str, Any]) -> Iterator[Fault]:
                 continue
             key = ("127.0.0.1" if host.lower() == "localhost" else host.lower(), port)
             if host and addresses.setdefault(key, place) != place:
-                yield Fault((*place, "address"), f"{show(value)} is the address of {spell(addresses[key])} already")
+                yield Fault((*place, "address"), f"{show(value)} is the address of {{other}} already", addresses[key])
         elif source.get("type") == "ndsi":
             interface_, beacon_port = source.get("interface", "auto"), source.get("beacon_port", DEFAULT_BEACON_PORT)
             if not isinstance(interface_, str) or not isinstance(beacon_port, int):
                 continue
             if networks.setdefault((interface_, beacon_port), place) != place:
-                first = spell(networks[interface_, beacon_port])
-                text = f"{show(interface_)} is watched by {first} already; list all its devices there"
-                yield Fault((*place, "interface"), text)
+                first = networks[interface_, beacon_port]
+                text = f"{show(interface_)} is watched by {{other}} already; list all its devices there"
+                yield Fault((*place, "interface"), text, first)
 
 
 def _unreachable_devices(tree: dict[str, Any]) -> Iterator[Fault]:
@@ -276,6 +282,6 @@ def _unreachable_devices(tree: dict[str, Any]) -> Iterator[Fault]:
             first = takers.get("*") or takers.get(glob)
             if first is not None:
                 yield Fault(
-                    (*inner, "match"), f"{show(glob)} is never reached: {spell(first)} takes these devices first"
+                    (*inner, "match"), f"{show(glob)} is never reached: {{other}} takes these devices first", first
                 )
             takers.setdefault(glob, inner)

@@ -32,10 +32,11 @@ SECRETS: Final = ("token",)  # whose values no message may show
 
 
 class Fault(NamedTuple):
-    """One thing that is wrong, at ``place`` of the TOML tree."""
+    """One thing that is wrong, at ``place`` of the TOML tree. ``{other}`` in the text stands for the other place."""
 
     place: Place
     text: str
+    other: Place = ()
 
 
 def show(value: object) -> str:
@@ -68,7 +69,7 @@ def report(text: str, origin: str, faults: list[Fault]) -> str:
     line_of = _line_finder(text) if numbered else lambda place: None
     placed = sorted(((line_of(fault.place), fault) for fault in faults), key=lambda pair: pair[0] or float("inf"))
     lines = [f"{origin}: {len(placed)} fault{'s' if len(placed) > 1 else ''}"]
-    lines += [f"  {spell(place)}{f' (line {line})' if line else ''}: {words}" for line, (place, words) in placed]
+    lines += [f"  {spell(place)}{f' (line {line})' if line else ''}: {words}" for line, (place, words, _) in placed]
     return "\n".join(lines)
 
 

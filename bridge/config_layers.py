@@ -84,17 +84,26 @@ class Merged:
     def report(self, faults: list[Fault], of_last: list[Fault]) -> str:
         """All faults, under the file that each is in. ``of_last`` are places of the last layer's own."""
         by_layer = {len(self._layers) - 1: list(of_last)} if of_last else {}
-        for place, words in faults:
-            layer, local = self.origin(place)
-            by_layer.setdefault(layer, []).append(Fault(local, words))
+        for fault in faults:
+            layer, local = self.origin(fault.place)
+            by_layer.setdefault(layer, []).append(Fault(local, self._words(fault, layer)))
         return "\n".join(_report(self._layers[layer], found) for layer, found in sorted(by_layer.items()))
+
+    def _words(self, fault: Fault, layer: int) -> str:
+        if not fault.other:
+            return fault.text
+        other_layer, other = self.origin(fault.other)
+        where = "" if other_layer == layer else f" of {self._layers[other_layer].origin}"
+        return fault.text.replace("{other}", spell(other) + where)
 
 
 def _report(layer: Layer, faults: list[Fault]) -> str:
     if not layer.variables:
         return report(layer.text, layer.origin, faults)
     lines = [f"{layer.origin}: {len(faults)} fault{'s' if len(faults) > 1 else ''}"]
-    return "\n".join([*lines, *(f"  {layer.variables.get(place) or spell(place)}: {words}" for place, words in faults)])
+    return "\n".join(
+        [*lines, *(f"  {layer.variables.get(place) or spell(place)}: {words}" for place, words, _ in faults)]
+    )
 
 
 def _copy(value: Any) -> Any:

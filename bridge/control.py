@@ -157,7 +157,7 @@ class Control:
             problems.append(f"this computer is too busy: the bridge was {late_s:.1f} s late in the last minute")
         problems += self._owner.problems()
         if self._owner.refused is not None:
-            first = self._owner.refused.splitlines()[0]
+            first = " ".join(line.strip() for line in self._owner.refused.splitlines()[:2])
             problems.append(f"the configuration was refused, the one of before goes on: {first}")
         return problems
 

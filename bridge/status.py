@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import psutil
@@ -85,6 +86,15 @@ def rss_bytes() -> int:
     """The memory of this process that is not swapped out."""
     rss: int = psutil.Process().memory_info().rss
     return rss
+
+
+def malloc_trim() -> Callable[[int], int] | None:
+    """glibc's function of that name; None where the C library has none."""
+    try:
+        found: Callable[[int], int] = ctypes.CDLL(None).malloc_trim
+    except (OSError, AttributeError, TypeError):
+        return None
+    return found
 
 
 def process_status() -> dict[str, Any]:

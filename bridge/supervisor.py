@@ -15,12 +15,39 @@ from bridge.sources import Source
 log = logging.getLogger(__name__)
 
 BACK_OFF_S = 0.5
-BACK_OFF_MAX_S = 10.0
+BACK_OFF_MAX_S = 3.0  # so that a Capture that is started again is there within 5 s
+WELL_AFTER_S = 3.0
 STEADY_AFTER_S = 10.0  # a source that ran for this long starts its back-off anew
 
 
-async def supervise(source: Source) -> None:
+class Trouble:
+    """Why a source does not serve its devices now; ``now`` is None while it does, or may."""
+
+    def __init__(self) -> None:
+        self.now: str | None = None
+        self._timer: asyncio.TimerHandle | None = None
+
+    def begins(self, words: str) -> None:
+        self.now = words
+        self._stop_timer()
+
+    def may_be_over(self) -> None:
+        """A source that runs for some seconds without an error is well."""
+        self._stop_timer()
+        self._timer = asyncio.get_running_loop().call_later(WELL_AFTER_S, self._ends)
+
+    def _ends(self) -> None:
+        self.now = None
+
+    def _stop_timer(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+
+
+async def supervise(source: Source, trouble: Trouble | None = None) -> None:
     """Returns never; ends when it is cancelled. Any error but DeviceUnavailable is a bug and passes through."""
+    trouble = trouble or Trouble()
     stamina.instrumentation.set_on_retry_hooks([])  # the messages here say it better
     warned = False
     while True:
@@ -34,9 +61,11 @@ async def supervise(source: Source) -> None:
         ):
             with attempt:
                 started = time.monotonic()
+                trouble.may_be_over()
                 try:
                     await source.run()
                 except DeviceUnavailable as error:
+                    trouble.begins(str(error))
                     steady = time.monotonic() - started > STEADY_AFTER_S
                     log.log(
                         logging.DEBUG if warned and not steady else logging.WARNING,

@@ -21,6 +21,7 @@ import pylsl
 from bridge import __version__
 from bridge.clock import Mapped
 from bridge.clock.host import sandwich
+from bridge.errors import BridgeError
 from bridge.pipeline import ClockEvent, ClockStatus
 from bridge.streams import DeviceDescriptor, Sample, StreamDescriptor
 
@@ -98,13 +99,22 @@ class LslSink:
             channel.append_child_value("unit", unit)
             channel.append_child_value("type", "TimeSync")
         _describe_device(info, device)
-        self._sync[device.name] = pylsl.StreamOutlet(info, 0, self._max_buffered_s)
+        self._sync[device.name] = self._outlet(info)
         info = pylsl.StreamInfo(f"{device.lsl_prefix}_Markers", "Markers", 1, 0.0, "string", f"{device.name}_Markers")
         channel = info.desc().append_child("channels").append_child("channel")
         channel.append_child_value("label", "bridge_state")
         channel.append_child_value("type", "Marker")
         _describe_device(info, device)
-        self._markers[device.name] = pylsl.StreamOutlet(info, 0, self._max_buffered_s)
+        self._markers[device.name] = self._outlet(info)
+
+    def _outlet(self, info: pylsl.StreamInfo) -> pylsl.StreamOutlet:
+        """Raises BridgeError where liblsl cannot."""
+        try:
+            return pylsl.StreamOutlet(info, 0, self._max_buffered_s)
+        except RuntimeError as error:
+            raise BridgeError(
+                f"LSL: the outlet {info.name()} cannot be opened: may this process open too few files (ulimit -n)?"
+            ) from error
 
     def open_stream(self, stream: StreamDescriptor) -> LslOutput:
         text = not stream.channels
@@ -117,7 +127,7 @@ class LslSink:
             stream.source_id,
         )
         _describe_stream(info, stream)
-        output = LslOutput(pylsl.StreamOutlet(info, 0, self._max_buffered_s), text, self._host_to_lsl_ns)
+        output = LslOutput(self._outlet(info), text, self._host_to_lsl_ns)
         self._outputs[stream.device.name].append(output)
         return output
 

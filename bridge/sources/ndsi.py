@@ -23,7 +23,7 @@ from bridge.names import KEPT_IDS, DeviceNames
 from bridge.pipeline import Device, Pipeline
 from bridge.service.quiet import LineBudget
 from bridge.sources.interfaces import Interface, find_interface
-from bridge.sources.ndsi_echo import EchoExchange
+from bridge.sources.ndsi_echo import EchoExchange, Owed
 from bridge.sources.ndsi_sensor import Sensor, check_endpoints
 from bridge.sources.zre import ZreEvent, ZreNode
 from bridge.streams import Channel, DeviceDescriptor, GazePosition, StreamDescriptor, StreamKind
@@ -67,6 +67,7 @@ class Phone:
         self._gaze = device.stream(gaze_stream(device.descriptor, config))
         self._event = device.stream(event_stream(device.descriptor, config))
         self._exchange: EchoExchange | None = None
+        self._owed = Owed()
         self._exchanges = 0
         self._was_without_echo = False
         self.task: asyncio.Task[None] | None = None
@@ -155,6 +156,8 @@ class Phone:
         if text == ndsi.TIME_ECHO:
             if self._exchange is not None:
                 self._exchange.echo(device_ns, received_ns)
+            else:
+                self._owed.echo()
             return
         self._event.sample(device_ns, received_ns, text)
 
@@ -185,7 +188,8 @@ class Phone:
 
         while True:
             wait_s = (clock.plan.next_ns() - monotonic_ns()) / 1e9
-            if wait_s > 0 or not any(sensor.may_echo for sensor in self._event_sensors()):
+            may_echo = any(sensor.may_echo for sensor in self._event_sensors())
+            if wait_s > 0 or not may_echo or self._owed.waits(monotonic_ns()):
                 await asyncio.sleep(min(max(wait_s, PING_POLL_S), 4 * PING_POLL_S))
                 continue
             self._exchange = exchange = EchoExchange(send, 2 if clock.plan.pairs else 1)
@@ -194,6 +198,7 @@ class Phone:
             clock.plan.sent(monotonic_ns())
             trips = await exchange.result()
             self._exchange = None
+            self._owed.after(exchange, clock.locked, monotonic_ns())
             if not trips:
                 self.device.malformed["echo_lost_or_doubtful"] += 1
             for trip in trips:

@@ -350,7 +350,7 @@ async def test_a_directory_of_its_name_that_others_can_write_to_is_not_used(
         lambda: serve(squatted / "control.sock", control).__aenter__(),
         lambda: status(squatted / "control.sock"),
     ):
-        with pytest.raises(BridgeError, match="is not this user's alone: set XDG_RUNTIME_DIR, or service.socket"):
+        with pytest.raises(BridgeError, match=r"is not this user's alone: set XDG_RUNTIME_DIR, or service\.socket"):
             await attempt()
     squatted.chmod(0o700)
     async with serve(squatted / "control.sock", control):

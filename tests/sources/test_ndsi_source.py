@@ -783,6 +783,43 @@ async def test_lost_echoes_are_counted_and_pinged_for_again(lab: Lab, monkeypatc
     await lab.serves(phone)
 
 
+async def test_an_echo_that_comes_too_late_is_not_taken_for_that_of_the_next_ping(
+    lab: Lab, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    phone = lab.phone()
+    await phone.attached()
+    await lab.serves(phone)
+    clock, lost = lab.device().clock, lab.device().malformed
+    monkeypatch.setattr(ndsi_echo, "ECHO_TIMEOUT_S", 0.1)
+    monkeypatch.setattr(ndsi_echo, "OWED_S", 30.0)
+    before = lost["echo_lost_or_doubtful"]
+    phone.echoes = 0
+    await until(lambda: lost["echo_lost_or_doubtful"] > before, "a lost echo")
+    late_ns, pings = device_time(), phone.pings
+    clock.request_burst()
+    await asyncio.sleep(0.5)  # what must not happen has time to
+    assert phone.pings == pings
+    accepted, phone.echoes = clock.pings_accepted, 1
+    phone.event.send(event_frames(late_ns, TIME_ECHO))
+    await until(lambda: clock.pings_accepted >= accepted + 4, "it goes on")
+    assert (clock.epoch, clock.pings_rejected, lost["echo_lost_or_doubtful"]) == (0, 0, before + 1)
+
+
+async def test_a_late_echo_that_never_comes_is_not_waited_for_for_ever(
+    lab: Lab, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    phone = lab.phone()
+    await phone.attached()
+    await lab.serves(phone)
+    clock, lost = lab.device().clock, lab.device().malformed
+    monkeypatch.setattr(ndsi_echo, "ECHO_TIMEOUT_S", 0.05)
+    monkeypatch.setattr(ndsi_echo, "OWED_S", 0.3)
+    phone.echoes, before = 0, lost["echo_lost_or_doubtful"]
+    await until(lambda: lost["echo_lost_or_doubtful"] >= before + 2, "two lost echoes")
+    phone.echoes, accepted = 1, clock.pings_accepted
+    await until(lambda: clock.pings_accepted >= accepted + 2, "it goes on")
+
+
 async def test_a_flood_of_echoes_leaves_memory_and_other_phones_alone(lab: Lab) -> None:
     phone, flooder = lab.phone(), lab.phone("Flooder")
     await phone.attached()
@@ -792,7 +829,7 @@ async def test_a_flood_of_echoes_leaves_memory_and_other_phones_alone(lab: Lab) 
         flooder.event.send(frames)
     await lab.serves(phone)
     assert lab.device().clock.pings_accepted > 0
-    await until(lambda: all(len(p._exchange.echoes) <= 2 for p in _exchanging(lab)), "no more than two are kept")
+    await until(lambda: all(len(p._exchange._echoes) <= 3 for p in _exchanging(lab)), "no more than three are kept")
 
 
 def _exchanging(lab: Lab) -> list[Any]:

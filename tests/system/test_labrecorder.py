@@ -17,7 +17,7 @@ import pytest
 from tests.system.harness import lab_recorder, running, truth, wait_for_streams, wait_until
 from tests.system.recording import Comparison, Recorded, compare_numbers, compare_texts, goes_backwards, load, missing
 
-RECORD_S = float(os.environ.get("PUPIL_BRIDGE_RECORD_S", "60"))
+RECORD_S = float(os.environ.get("RECORD_S", "60"))
 P99_MS = 0.5
 BOUNDED = 0.999
 PUPIL = "pupil_capture_Pupil0_3d"

@@ -21,7 +21,7 @@ import pytest
 
 REPOSITORY = Path(__file__).parents[2]
 CLIENT = Path(__file__).parent / "ndsi_peer" / "client.py"
-PYTHON = Path(os.environ.get("PUPIL_BRIDGE_NDSI_PYTHON", REPOSITORY / ".venv-ndsi" / "bin" / "python"))
+PYTHON = Path(os.environ.get("NDSI_PYTHON", REPOSITORY / ".venv-ndsi" / "bin" / "python"))
 ADDRESS = "10.213.7.1"
 DEADLINE_S = 45.0
 
