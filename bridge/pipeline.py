@@ -22,6 +22,7 @@ from bridge.streams import DeviceDescriptor, StreamDescriptor
 
 log = logging.getLogger(__name__)
 
+TOLD_NS = 1_500_000_000  # how old a clock's last status may be when a round trip changes it
 Action = Callable[[Any], Awaitable[str]]  # arguments of the command -> what was done, for a person; raises Refused
 
 
@@ -115,6 +116,7 @@ class Device:
         self.actions: dict[str, Action] = {}  # by command of the control surface, what its source can do
         self._now_ns = now_ns
         self._epoch = clock.epoch
+        self._told_ns = 0
         self._lines = LineBudget()
         self._sinks: list[Sink] = []
         for sink in sinks:
@@ -155,6 +157,10 @@ class Device:
     def ping(self, trip: RoundTrip) -> None:
         """Feeds a round trip to the clock, and what waits for the clock to the sinks."""
         before = self.clock.locked
+        now_ns = self._now_ns()
+        if before and now_ns - self._told_ns > TOLD_NS:
+            # Ticks are late, and this may narrow a bound that has grown since the last one: what it was is to be known.
+            self._tell_status(now_ns)
         accepted = self.clock.ping(trip)
         if not accepted:
             log.debug(
@@ -234,6 +240,7 @@ class Device:
         self._tell_status(now_ns)
 
     def _tell_status(self, now_ns: int) -> None:
+        self._told_ns = now_ns
         status = self.clock_status(now_ns)
         for sink in self._sinks:
             sink.clock_status(self.descriptor, status)

@@ -166,7 +166,8 @@ def test_an_epoch_event_tells_when_and_at_what_time_of_the_device() -> None:
     (event,) = bench.sink.events
     assert (event.host_ns, event.epoch, event.reason) == (bench.now_ns, 1, "step -3600.000000 s")
     assert event.device_ns == pytest.approx(bench.now_ns + bench.offset_ns, abs=2 * MS)
-    (status,) = bench.sink.statuses
+    *before, status = bench.sink.statuses
+    assert {each.epoch for each in before} == {0}, "what was known until then is told when ticks are late"
     assert (status.host_ns, status.epoch) == (bench.now_ns, 1), "and how well the new clock is known, at once"
     assert len(out.pushed) == 500
 
@@ -486,3 +487,17 @@ def test_every_sample_leaves_or_is_dropped_and_counted_or_still_waits(
             assert all(before <= after for before, after in pairwise(out.hosts_ns))
         numbers = [number for (number,) in out.payloads]
         assert len(set(numbers)) == len(numbers), "nothing leaves twice"
+
+
+def test_a_bound_that_has_grown_while_ticks_were_late_is_told_before_a_round_trip_narrows_it() -> None:
+    bench = Bench()
+    bench.lock()
+    bench.pipeline.tick()
+    told = len(bench.sink.statuses)
+    bench.now_ns += S
+    bench.ping()
+    assert len(bench.sink.statuses) == told, "a second is what there is between two ticks"
+    bench.now_ns += 60 * S
+    grown_ns = bench.device.clock_status(bench.now_ns).bound_ns
+    bench.ping()
+    assert [status.bound_ns for status in bench.sink.statuses[told:]] == [grown_ns]
