@@ -477,8 +477,8 @@ def _missing_file(desk: Desk) -> Seen:
 @case(
     CONFIGURATION,
     "The file belongs to somebody else.",
-    says=r"'/etc/pupil-bridge/bridge\.toml' is not readable",
-    then=MISUSED,
+    says=r"bridge\.toml: cannot be read: Permission denied",
+    then=REFUSED,
 )
 def _unreadable_file(desk: Desk) -> Seen:
     desk.write().chmod(0)
@@ -708,8 +708,8 @@ def _status_of_nothing(desk: Desk) -> Seen:
 @case(
     SOCKETS,
     "`status` of another user's daemon.",
-    says=r"'/run/pupil-bridge/control\.sock' is not readable",
-    then=MISUSED,
+    says=r"no pupil-bridge answers at .*: Permission denied",
+    then=FAILED,
 )
 def _status_of_another_user(desk: Desk) -> Seen:
     with _listening(desk.socket):
