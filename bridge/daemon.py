@@ -195,7 +195,8 @@ class Daemon:
     def _watch_memory(self) -> None:
         """Raises OutOfBounds beyond the limit. A message of endless parts fills libzmq's memory, which it has no option
         against, and keeps: only a new process is without it."""
-        rss_mb = rss_bytes() / 1e6
+        rss = rss_bytes()
+        rss_mb = 0.0 if rss is None else rss / 1e6
         if rss_mb > self.config.service.memory_limit_mb:
             raise OutOfBounds(
                 f"{rss_mb:.0f} MB of memory are in use, more than service.memory_limit_mb: "

@@ -82,9 +82,12 @@ def device_problems(status: dict[str, Any]) -> list[str]:
     return problems
 
 
-def rss_bytes() -> int:
-    """The memory of this process that is not swapped out."""
-    rss: int = psutil.Process().memory_info().rss
+def rss_bytes() -> int | None:
+    """The memory of this process that is not swapped out. None where no file is left to look it up."""
+    try:
+        rss: int = psutil.Process().memory_info().rss
+    except OSError:
+        return None
     return rss
 
 
@@ -99,16 +102,20 @@ def malloc_trim() -> Callable[[int], int] | None:
 
 def process_status() -> dict[str, Any]:
     """Memory, descriptors, threads and CPU time of this process; None where the system does not tell."""
-    process = psutil.Process()
-    with process.oneshot():
-        times = process.cpu_times()
-        return {
-            "pid": os.getpid(),
-            "rss_bytes": process.memory_info().rss,
-            "open_files": process.num_fds() if hasattr(process, "num_fds") else None,
-            "threads": process.num_threads(),
-            "cpu_s": times.user + times.system,
-        }
+    found: dict[str, Any] = {"pid": os.getpid(), "rss_bytes": None, "open_files": None, "threads": None, "cpu_s": None}
+    try:
+        process = psutil.Process()
+        with process.oneshot():
+            times = process.cpu_times()
+            found |= {
+                "rss_bytes": process.memory_info().rss,
+                "open_files": process.num_fds() if hasattr(process, "num_fds") else None,
+                "threads": process.num_threads(),
+                "cpu_s": times.user + times.system,
+            }
+    except OSError:  # no file is left to look it up
+        pass
+    return found
 
 
 def _seconds(ns: int | None) -> float | None:
