@@ -58,13 +58,14 @@ def main() -> None:
 @_errors_in_one_line
 def run(config_path: Path) -> None:
     """Run the bridge until it is stopped (Ctrl-C or SIGTERM)."""
-    from bridge import config, daemon
+    from bridge import config, daemon, heap
     from bridge.service import logs
     from bridge.service.notify import Notifier
 
     def load() -> config.Config:
         return config.load(config_path)
 
+    heap.bound_arenas()
     faulthandler.enable()  # the watchdog's SIGABRT shows where the loop hangs
     tree = load()
     logs.set_up(tree.logging.level, tree.logging.format)

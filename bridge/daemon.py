@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 
 import msgspec
 
+from bridge import heap
 from bridge.clock import ClockSettings
 from bridge.clock.host import SuspendWatch, steady_scale
 from bridge.config import ClockConfig, Config
@@ -31,14 +32,14 @@ from bridge.service import control_socket, logs
 from bridge.service.http_settings import HttpSettings
 from bridge.service.notify import Notifier
 from bridge.sources import Source
-from bridge.status import malloc_trim, rss_bytes
+from bridge.status import rss_bytes
 from bridge.supervisor import Trouble, supervise
 
 log = logging.getLogger(__name__)
 
 HOST_CLOCKS_S = 0.1
 TICK_S = 1.0
-TRIM_S = 60.0
+TRIM_TICKS = 30
 
 
 class _Running(NamedTuple):
@@ -97,6 +98,7 @@ class Daemon:
         self._http_settings: HttpSettings | None = None
         self._old_http: asyncio.Future[None] | None = None  # on its way out
         self._status_told = ""
+        self._ticks = 0
         self.ended = False  # with everything that it began
         self.control = Control(self)
 
@@ -128,7 +130,6 @@ class Daemon:
                         ("host clocks", self._watch_host()),
                         ("reload", self._reload_when_asked()),
                         ("watchdog", self._feed_watchdog()),
-                        ("memory", self._trim_memory()),
                     )
                 ]
                 for key in self._sources:
@@ -160,6 +161,9 @@ class Daemon:
             self.pipeline.tick()
             self._names.save()
             self._watch_memory()
+            self._ticks += 1
+            if self._ticks % TRIM_TICKS == 0:
+                heap.trim()
             if self._notifier.enabled and not self._reloading:
                 summary = self.control.summary()
                 if summary != self._status_told:
@@ -184,13 +188,6 @@ class Daemon:
         while interval_s is not None:
             self._notifier.watchdog()
             await asyncio.sleep(interval_s)
-
-    async def _trim_memory(self) -> None:
-        """What comes and goes with devices leaves holes in the C library's heap, which it keeps: 10 to 20 MB in half an
-        hour of restarts. Giving them back takes a millisecond."""
-        while (trim := malloc_trim()) is not None:
-            await asyncio.sleep(TRIM_S)
-            trim(0)
 
     def _watch_memory(self) -> None:
         """Raises OutOfBounds beyond the limit. A message of endless parts fills libzmq's memory, which it has no option

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import ctypes
 import os
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from typing import Any
 
 import psutil
@@ -89,15 +88,6 @@ def rss_bytes() -> int | None:
     except OSError:
         return None
     return rss
-
-
-def malloc_trim() -> Callable[[int], int] | None:
-    """glibc's function of that name; None where the C library has none."""
-    try:
-        found: Callable[[int], int] = ctypes.CDLL(None).malloc_trim
-    except (OSError, AttributeError, TypeError):
-        return None
-    return found
 
 
 def process_status() -> dict[str, Any]:
