@@ -66,7 +66,8 @@ def run(config_path: Path) -> None:
         return config.load(config_path)
 
     heap.bound_arenas()
-    faulthandler.enable()  # the watchdog's SIGABRT shows where the loop hangs
+    if sys.stderr is not None:
+        faulthandler.enable()  # the watchdog's SIGABRT shows where the loop hangs
     tree = load()
     logs.set_up(tree.logging.level, tree.logging.format)
     daemon.raise_file_limit()

@@ -96,6 +96,8 @@ def why_not() -> str | None:
         return "systemd is not installed (Debian package systemd)"
     if missing := [program for program in PROGRAMS if shutil.which(program) is None]:
         return f"not installed: {', '.join(missing)}"
+    if Path(__file__).is_relative_to("/tmp"):
+        return "this tree is in /tmp, which the machine, and every service with PrivateTmp, has one of its own of"
     if _cgroups() is None:
         return "no cgroup2 that can be written to"
     return None

@@ -37,10 +37,13 @@ def _run(*arguments: object, **env: str) -> subprocess.CompletedProcess[str]:
 HELP = {
     "": ["LSL", "ROS 2", "pupil-bridge demo", "--version", "run", "status", "demo", "discover", "check-config"],
     "run": ["--config PATH", "TOML", "required", "SIGTERM"],
-    "status": ["--json", "--socket PATH", "devices, streams and clocks"],
+    "reload": ["--socket PATH", "without losing a sample", "refused whole"],
+    "install-service": ["--user", "--config", "--now"],
+    "uninstall-service": ["--user"],
+    "status": ["--json", "--watch", "--socket PATH", "devices, streams and clocks"],
     "demo": ["--duration S", "Ctrl-C", "--report PATH", "JSON", "--no-ros", "LSL only", "--truth PATH"],
     "discover": ["--interface", "IPv4", "--seconds", "5.0", "--core", "127.0.0.1:50020", "--json"],
-    "check-config": ["FILE", "name all its faults"],
+    "check-config": ["FILE", "--show", "name all its faults"],
     "simulate": ["companion", "core", "real protocol"],
     "simulate companion": [
         *("NDSI v4", "--interface", "--beacon-port", "--gaze-rate", "120.0", "--event-rate", "--offset-s"),
@@ -67,7 +70,7 @@ def test_help_tells_what_there_is(command: str, flag: str) -> None:
 def test_every_command_has_a_sentence_of_its_own_in_the_list() -> None:
     listed = _run("--help", COLUMNS="80").stdout.partition("Commands:\n")[2]
     described = dict(line.split(maxsplit=1) for line in listed.splitlines())
-    assert set(described) == {"run", "status", "demo", "simulate", "discover", "check-config"}
+    assert set(described) == {name for name in HELP if name and " " not in name}
     assert [text for text in described.values() if not text.endswith(".") or text.endswith("...")] == []
 
 

@@ -117,7 +117,7 @@ def test_metrics_count_what_the_status_counts(running: tuple[Bridge, Http]) -> N
     wait_until(lambda: client.metrics()[received] > first[received], "the count grows")
     after = client.metrics()
     now = daemon.stream("core", "gaze")["samples_in"]
-    assert 0 < first[received] < after[received] <= now
+    assert first[received] < after[received] <= now
     assert after['pupil_bridge_stream_samples_sent_total{device="core",sink="lsl",stream="gaze"}'] > 0
     assert after['pupil_bridge_device_connected{device="core",kind="pupil_core"}'] == 1
     assert after['pupil_bridge_clock_state{device="core",state="locked"}'] == 1
