@@ -58,7 +58,7 @@ def main() -> None:
 @_errors_in_one_line
 def run(config_path: Path) -> None:
     """Run the bridge until it is stopped (Ctrl-C or SIGTERM)."""
-    from bridge import config, daemon, heap
+    from bridge import config, daemon, heap, process
     from bridge.service import logs
     from bridge.service.notify import Notifier
 
@@ -70,18 +70,18 @@ def run(config_path: Path) -> None:
         faulthandler.enable()  # the watchdog's SIGABRT shows where the loop hangs
     tree = load()
     logs.set_up(tree.logging.level, tree.logging.format)
-    daemon.raise_file_limit()
+    process.raise_file_limit()
 
     async def serve() -> None:
         notifier = Notifier.from_environment(os.environ)
         bridge = daemon.Daemon(tree, load=load, path=config_path, notifier=notifier)
-        daemon.on_reload_signal(bridge.request_reload)
-        await bridge.run(daemon.stop_signal)
+        process.on_reload_signal(bridge.request_reload)
+        await bridge.run(process.stop_signal)
         if not bridge.ended:
             logging.shutdown()
             os._exit(0)  # a library's threads that do not end would keep the process
 
-    daemon.run_loop(serve())
+    process.run_loop(serve())
 
 
 @main.command("check-config")
@@ -169,7 +169,7 @@ def discover(interface: str | None, seconds: float, core_address: str, as_json: 
 
     Companion devices with their sensors, and one Pupil Capture. It uses none of them.
     """
-    from bridge import daemon
+    from bridge import process
     from bridge.service import logs
     from bridge.sources import discovery
 
@@ -179,7 +179,7 @@ def discover(interface: str | None, seconds: float, core_address: str, as_json: 
         found = await discovery.discover(interface, core_address, seconds)
         click.echo(json.dumps(found, indent=2) if as_json else discovery.as_text(found))
 
-    daemon.run_loop(listen())
+    process.run_loop(listen())
 
 
 @main.command()

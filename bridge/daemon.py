@@ -4,10 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import importlib
 import logging
-import signal
-import sys
 import time
 from collections.abc import Awaitable, Callable, Iterator
 from datetime import UTC, datetime
@@ -26,10 +23,10 @@ from bridge.control import Control
 from bridge.errors import BridgeError, OutOfBounds, Refused
 from bridge.loop_lag import LoopLag
 from bridge.names import DeviceNames, default_state_dir
-from bridge.opening import make_source, open_sinks
+from bridge.opening import Opened, make_source, open_sinks
 from bridge.pipeline import Pipeline, PipelineSettings
 from bridge.service import control_socket, logs
-from bridge.service.http_settings import HttpSettings
+from bridge.service.http_life import HttpLife
 from bridge.service.notify import Notifier
 from bridge.sources import Source
 from bridge.status import rss_bytes
@@ -94,13 +91,11 @@ class Daemon:
         self._reloading = False
         self._reload_waiting: list[asyncio.Future[str]] = []
         self._reload_wanted = asyncio.Event()
-        self._http: Any = None
-        self._http_settings: HttpSettings | None = None
-        self._old_http: asyncio.Future[None] | None = None  # on its way out
         self._status_told = ""
         self._ticks = 0
         self.ended = False  # with everything that it began
         self.control = Control(self)
+        self._http = HttpLife(self.control)
 
     @property
     def sources(self) -> list[Source]:
@@ -112,7 +107,7 @@ class Daemon:
             with _alone(OutOfBounds):
                 await self._run(until)
         finally:
-            await self._stop_http()
+            await self._http.stop()
             self._names.save(at_once=True)
             self.ended = self.pipeline.close()
             self._notifier.close()
@@ -120,7 +115,7 @@ class Daemon:
 
     async def _run(self, until: Callable[[], Awaitable[object]]) -> None:
         async with control_socket.serve(self.socket_path, self.control):
-            await self._serve_http(self.config)
+            await self._http.serve(self.config.http)
             async with asyncio.TaskGroup() as self._group:
                 own = [
                     self._group.create_task(work, name=name)
@@ -271,11 +266,17 @@ class Daemon:
         kept = len(self._open_sinks) - len(change.close_sinks)
         opened = await asyncio.to_thread(open_sinks, change.open_sinks, required=kept == 0)
         try:
-            await self._serve_http(wanted)
+            await self._http.serve(wanted.http)
         except BridgeError:
             for sink in opened.sinks:
                 await asyncio.to_thread(sink.close)
             raise
+        try:
+            await self._carry_out(wanted, change, opened)
+        except BridgeError as error:  # half done: only a new process is what the configuration says
+            raise RuntimeError("the new configuration is good, but could not be carried out") from error
+
+    async def _carry_out(self, wanted: Config, change: Changes, opened: Opened) -> None:
         for setting in change.later:
             log.warning("%s: takes effect at the next start", setting)
         logs.set_up(wanted.logging.level, wanted.logging.format)
@@ -310,41 +311,6 @@ class Daemon:
         await asyncio.wait([task])
         for name in source.device_names:
             await self.pipeline.remove_device(name)
-
-    async def _serve_http(self, config: Config) -> None:
-        """Listens where this configuration says. Raises BridgeError; what listened before then goes on."""
-        settings = None
-        if config.http.listen is not None:
-            host, port = config.http.listen
-            settings = HttpSettings(host, port, config.http.secret())
-        if settings == self._http_settings:  # with the token: that of a file may be another one now
-            return
-        before, self._http = self._http, None
-        told = self._http_settings
-        stays = settings is not None and told is not None and settings.port == told.port
-        if stays:
-            await before.stop()  # the new one listens there, or on all addresses
-        try:
-            if settings is not None:
-                http = await asyncio.to_thread(importlib.import_module, "bridge.service.http")  # it takes 0.2 s
-                server = http.HttpServer(self.control, settings)
-                await server.start()
-                self._http = server
-        except BridgeError:
-            self._http = before
-            if stays:
-                await before.start()
-            raise
-        self._http_settings = settings
-        if before is not None and not stays:
-            # Not waited for: the one who asked for all this may be its client.
-            self._old_http = asyncio.ensure_future(before.stop())
-
-    async def _stop_http(self) -> None:
-        if self._old_http is not None:
-            await self._old_http
-        if self._http is not None:
-            await self._http.stop()
 
 
 def _pipeline_settings(config: Config) -> PipelineSettings:
@@ -381,56 +347,3 @@ async def _first_bug() -> None:
         await bug
     finally:
         loop.set_exception_handler(None)
-
-
-def raise_file_limit() -> None:
-    """Lets this process have as many open files as it may: every sensor, outlet and made-up peer takes some."""
-    try:
-        import resource
-    except ImportError:  # Windows has no such limit
-        return
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    if soft != hard:
-        with contextlib.suppress(ValueError, OSError):  # macOS has limits beyond its limits
-            resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
-
-
-async def stop_signal() -> None:
-    """Returns at the first SIGINT or SIGTERM."""
-    loop, stopped = asyncio.get_running_loop(), asyncio.Event()
-    for number in (signal.SIGINT, signal.SIGTERM):
-        try:
-            loop.add_signal_handler(number, stopped.set)
-        except NotImplementedError:  # Windows: a handler that only wakes the loop
-            signal.signal(number, lambda *_: loop.call_soon_threadsafe(stopped.set))
-    await stopped.wait()
-
-
-def _has_terminal() -> bool:
-    return sys.stderr is not None and sys.stderr.isatty()  # None: started with it closed
-
-
-def on_reload_signal(callback: Callable[[], None]) -> None:
-    """Calls back at every SIGHUP but that of a terminal that is closed, which stops; on systems without it, never."""
-    if not hasattr(signal, "SIGHUP"):
-        return
-    had_terminal = _has_terminal()
-
-    def hung_up() -> None:
-        if had_terminal and not _has_terminal():
-            signal.raise_signal(signal.SIGTERM)
-        else:
-            callback()
-
-    asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, hung_up)
-
-
-def run_loop(main: Awaitable[None]) -> None:
-    """asyncio.run, on a loop that can watch ZeroMQ's descriptors on every system."""
-
-    async def run() -> None:
-        await main
-
-    factory = asyncio.SelectorEventLoop if sys.platform == "win32" else None
-    with asyncio.Runner(loop_factory=factory) as runner:
-        runner.run(run())

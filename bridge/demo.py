@@ -156,7 +156,7 @@ def _simulator(kind: str, *options: str) -> Iterator[dict[str, Any]]:
 def _bridge(config_text: str, duration_s: float, console: Console) -> dict[str, Any]:
     """Runs the daemon in this process, shows its status, and returns the last one."""
     # Imported after the environment is set: pylsl reads LSLAPICFG when it is loaded.
-    from bridge import config, daemon
+    from bridge import config, daemon, process
 
     tree = config.parse(config_text, "the demo's configuration")
     logs.set_up("warning", "text")
@@ -168,7 +168,7 @@ def _bridge(config_text: str, duration_s: float, console: Console) -> dict[str, 
         nonlocal last
         last = bridge.control.status()
         loop = asyncio.get_running_loop()
-        stopped = loop.create_task(daemon.stop_signal())
+        stopped = loop.create_task(process.stop_signal())
         end = loop.time() + duration_s if duration_s > 0 else None
         interval_s = REFRESH_S if console.is_terminal else PLAIN_REFRESH_S
         with Live(console=console, auto_refresh=False) if console.is_terminal else contextlib.nullcontext() as live:
@@ -189,7 +189,7 @@ def _bridge(config_text: str, duration_s: float, console: Console) -> dict[str, 
         bridge = instance
         await bridge.run(lambda: show(bridge))
 
-    daemon.run_loop(main())
+    process.run_loop(main())
     assert instance is not None
     final = instance.control.status()
     # How the devices were before they were let go: by now none of them is there.

@@ -130,9 +130,9 @@ async def test_a_sleep_of_the_computer_reaches_every_clock_once(
 def test_the_limit_of_open_files_is_raised_to_what_the_system_allows() -> None:
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     script = (
-        "import resource; from bridge import daemon\n"
+        "import resource; from bridge import process\n"
         f"resource.setrlimit(resource.RLIMIT_NOFILE, (256, {hard}))\n"
-        "daemon.raise_file_limit(); print(*resource.getrlimit(resource.RLIMIT_NOFILE))"
+        "process.raise_file_limit(); print(*resource.getrlimit(resource.RLIMIT_NOFILE))"
     )
     printed = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True).stdout
     assert printed.split() == [str(hard), str(hard)]
