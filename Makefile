@@ -66,8 +66,10 @@ ndsi-env: .venv-ndsi/.installed
 .venv/.test-installed: .venv/bin/python setup.py requirements.lock
 	@command -v ip >/dev/null || $(call debian,iproute2)
 	@# Without root the tests of the service are skipped, and nothing is needed for them. systemd-python has no wheel.
-	@[ "$$(id -u)" != 0 ] || { command -v systemctl && command -v gcc && pkg-config --exists libsystemd; } >/dev/null 2>&1 || \
-	  $(call debian,systemd libpam-systemd dbus-user-session libsystemd-dev pkg-config gcc libc6-dev)
+	@# nftables is for the rules of docs/security.md, chromium for the page of status.
+	@[ "$$(id -u)" != 0 ] || ( for program in systemctl gcc nft chromium; do command -v $$program || exit 1; done && \
+	    pkg-config --exists libsystemd ) >/dev/null 2>&1 || \
+	  $(call debian,systemd libpam-systemd dbus-user-session libsystemd-dev pkg-config gcc libc6-dev nftables chromium)
 	@echo "installing pupil-bridge with ROS 2 and what its tests need into .venv: a minute or more ..."
 	@$(PIP_INSTALL) --editable '.[ros,test,pictures]'
 	@! pkg-config --exists libsystemd 2>/dev/null || $(PIP_INSTALL) systemd-python || \
