@@ -18,7 +18,7 @@ from bridge.clock.host import SuspendWatch
 from bridge.config import ClockConfig, NdsiSource, Sink, Source
 from bridge.config_changes import source_key
 from bridge.control import Control
-from bridge.errors import BridgeError, ConfigError, Refused
+from bridge.errors import BridgeError, ConfigError, OutOfBounds, Refused
 from bridge.opening import Opened
 from bridge.pipeline import Pipeline
 from bridge.service.http_settings import HttpSettings
@@ -63,6 +63,24 @@ async def test_a_bug_in_a_callback_of_the_loop_ends_the_daemon(tmp_path: Path, m
         async with asyncio.timeout(10):
             await bridge.run(asyncio.Event().wait)
     assert [type(error) for error in raised.value.exceptions] == [IndexError]
+    assert not (tmp_path / "control.sock").exists()
+
+
+async def test_a_process_that_has_outgrown_its_limit_ends_with_a_sentence(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(daemon, "open_sinks", no_sinks)
+    monkeypatch.setattr(daemon, "make_source", lambda *_: QuietSource())
+    monkeypatch.setattr(daemon, "TICK_S", 0.01)
+    monkeypatch.setattr(daemon, "rss_bytes", lambda: 300_000_001)
+    text = f"""
+        source = [{{type = "ndsi"}}]
+        sink = [{{type = "lsl"}}]
+        service = {{socket = "{tmp_path}/control.sock", state_dir = "{tmp_path}/state", memory_limit_mb = 300}}
+    """
+    with pytest.raises(OutOfBounds, match="300 MB of memory are in use, more than service.memory_limit_mb"):
+        async with asyncio.timeout(10):
+            await daemon.Daemon(config.parse(text, "test")).run(asyncio.Event().wait)
     assert not (tmp_path / "control.sock").exists()
 
 
