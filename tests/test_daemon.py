@@ -78,7 +78,7 @@ async def test_a_process_that_has_outgrown_its_limit_ends_with_a_sentence(
         sink = [{{type = "lsl"}}]
         service = {{socket = "{tmp_path}/control.sock", state_dir = "{tmp_path}/state", memory_limit_mb = 300}}
     """
-    with pytest.raises(OutOfBounds, match="300 MB of memory are in use, more than service.memory_limit_mb"):
+    with pytest.raises(OutOfBounds, match=r"300 MB of memory are in use, more than service\.memory_limit_mb"):
         async with asyncio.timeout(10):
             await daemon.Daemon(config.parse(text, "test")).run(asyncio.Event().wait)
     assert not (tmp_path / "control.sock").exists()
