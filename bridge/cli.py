@@ -65,7 +65,7 @@ def run(config_path: Path) -> None:
     def load() -> config.Config:
         return config.load(config_path)
 
-    heap.bound_arenas()
+    heap.bound()
     if sys.stderr is not None:
         faulthandler.enable()  # the watchdog's SIGABRT shows where the loop hangs
     tree = load()

@@ -8,14 +8,18 @@ from __future__ import annotations
 
 import ctypes
 
-M_ARENA_MAX = -8  # malloc.h
+M_TRIM_THRESHOLD, M_MMAP_THRESHOLD, M_ARENA_MAX = -1, -3, -8  # malloc.h
 ARENAS = 2  # as many as there are threads that allocate much; glibc would take eight for each core
+LARGE_BYTES = 128 << 10  # glibc's own, which it would raise with each larger block that is freed
 
 
-def bound_arenas() -> None:
-    """To be called before there are threads: they share a few heaps, where they would have had one each."""
+def bound() -> None:
+    """To be called before there are threads: they share a few heaps, where they would have had one each, and large
+    blocks stay out of these, so that they leave no holes."""
     if (mallopt := _function("mallopt")) is not None:
         mallopt(M_ARENA_MAX, ARENAS)
+        mallopt(M_MMAP_THRESHOLD, LARGE_BYTES)
+        mallopt(M_TRIM_THRESHOLD, LARGE_BYTES)
 
 
 def trim() -> None:

@@ -14,7 +14,7 @@ GROWN_MB = 80
 SCRIPT = f"""
 import ctypes, psutil
 from bridge import heap
-heap.bound_arenas()
+heap.bound()
 rss_mb = lambda: psutil.Process().memory_info().rss / 1e6
 blocks = [bytes(50_000) for _ in range({GROWN_MB} * 20)]  # below the size that is mapped by itself
 kept = blocks[-1]  # at the end of the heap, which therefore cannot shrink by itself
@@ -36,5 +36,5 @@ def test_memory_with_holes_is_given_back() -> None:
 
 def test_a_c_library_without_these_functions_is_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(ctypes, "CDLL", lambda name: object())
-    heap.bound_arenas()
+    heap.bound()
     heap.trim()
