@@ -15,6 +15,7 @@ import argparse
 import dataclasses
 import json
 import random
+import signal
 import sys
 import tempfile
 from pathlib import Path
@@ -34,6 +35,7 @@ def main() -> int:
     options = parser.parse_args()
     if options.minutes < 1:
         parser.error("a soak takes a minute or more")
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # so that its children end with it
     with tempfile.TemporaryDirectory(prefix="pupil-bridge-soak-") as temporary:
         directory = options.directory or Path(temporary)
         directory.mkdir(parents=True, exist_ok=True)
