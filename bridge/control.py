@@ -16,7 +16,7 @@ from bridge.errors import BridgeError, Refused, UnknownCommand
 from bridge.loop_lag import LoopLag
 from bridge.pipeline import Device, Pipeline
 from bridge.sources import Source
-from bridge.status import device_problems, device_status, process_status, rss_bytes
+from bridge.status import device_problems, device_status, process_status
 
 LATE_S = 0.5  # of the loop: longer than streams are put in order for, and what a person notices
 
@@ -156,8 +156,6 @@ class Control:
         if late_s > LATE_S:
             problems.append(f"this computer is too busy: the bridge was {late_s:.1f} s late in the last minute")
         problems += self._owner.problems()
-        if rss_bytes() is None:
-            problems.append("no file can be opened: the limit of open files is reached (ulimit -n)")
         if self._owner.refused is not None:
             first = " ".join(line.strip() for line in self._owner.refused.splitlines()[:2])
             problems.append(f"the configuration was refused, the one of before goes on: {first}")

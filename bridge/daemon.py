@@ -93,6 +93,7 @@ class Daemon:
         self._reload_wanted = asyncio.Event()
         self._status_told = ""
         self._ticks = 0
+        self._out_of_files = False  # at the last tick
         self.ended = False  # with everything that it began
         self.control = Control(self)
         self._http = HttpLife(self.control)
@@ -188,6 +189,7 @@ class Daemon:
         """Raises OutOfBounds beyond the limit. A message of endless parts fills libzmq's memory, which it has no option
         against, and keeps: only a new process is without it."""
         rss = rss_bytes()
+        self._out_of_files = rss is None
         rss_mb = 0.0 if rss is None else rss / 1e6
         if rss_mb > self.config.service.memory_limit_mb:
             raise OutOfBounds(
@@ -201,6 +203,8 @@ class Daemon:
         troubles = [
             f"{self._sources[key].name}: {trouble.now}" for key, trouble in self._troubles.items() if trouble.now
         ]
+        if self._out_of_files:
+            found.append("no file can be opened: the limit of open files is reached (ulimit -n)")
         return [*troubles, *found, *self._missing_sinks]
 
     # --- reload -------------------------------------------------------------------------------------------------
