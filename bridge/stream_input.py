@@ -9,9 +9,10 @@ from typing import Protocol
 
 from bridge.clock import Arrival, Mapped, Track
 from bridge.clock.device_clock import DeviceClock
-from bridge.streams import Sample, StreamDescriptor
+from bridge.streams import Payload, Sample, StreamDescriptor, StreamKind
 
 HOLD_MAX_SAMPLES = 20_000  # a stream's share of memory while its clock is not locked, whatever its rate
+HOLD_MAX_FRAMES = 30  # the same for images, of which each can have megabytes: the latest are kept
 REORDER_MAX_SAMPLES = 5_000
 REORDER_PATIENCE_NS = 500_000_000  # a paused stream's last samples leave this long after their window
 RATE_WINDOW_TICKS = 5
@@ -66,6 +67,7 @@ class StreamInput:
         self._room = FLOOD_S * device.flood_hz
         self._flooded = 0
         self.flooding = False  # more came in the last second than is taken
+        self._hold_max = HOLD_MAX_FRAMES if descriptor.kind is StreamKind.VIDEO else HOLD_MAX_SAMPLES
         self._held: deque[Sample] = deque()  # wait for the clock's lock
         self._suspects: deque[Sample] = deque()  # wait to be right or wrong
         self._suspects_epoch = 0
@@ -86,7 +88,7 @@ class StreamInput:
         self._out = 0.0  # samples out of one sink, on average
         self._ticks: deque[tuple[int, int, float]] = deque(maxlen=RATE_WINDOW_TICKS + 1)
 
-    def sample(self, device_ns: int, received_ns: int, payload: tuple[float, ...] | str) -> None:
+    def sample(self, device_ns: int, received_ns: int, payload: Payload) -> None:
         """Takes one datum as it was received; ``payload`` fits the descriptor's channels."""
         self.samples_in += 1
         self.last_received_ns = received_ns
@@ -114,9 +116,11 @@ class StreamInput:
     # --- before it is mapped --------------------------------------------------------------------------------------
 
     def _hold(self, sample: Sample) -> None:
-        if not self._device.hold_ns or len(self._held) >= HOLD_MAX_SAMPLES:
+        if not self._device.hold_ns or len(self._held) >= self._hold_max:
             self.dropped["clock_unlocked"] += 1
-            return
+            if not self._held or self.descriptor.kind is not StreamKind.VIDEO:
+                return
+            self._held.popleft()
         self._held.append(sample)
         self._expire(sample.received_ns)
 
@@ -124,7 +128,7 @@ class StreamInput:
         """A corrupt stamp, or a clock that was set: what comes next tells which, and nothing is mapped wrongly."""
         if not self._suspects:
             self._suspects_epoch = self._clock.epoch
-        if len(self._suspects) >= HOLD_MAX_SAMPLES:
+        if len(self._suspects) >= self._hold_max:
             self._suspects.popleft()
             self.dropped["impossible_stamp"] += 1
         self._suspects.append(sample)

@@ -17,6 +17,8 @@ class StreamKind(StrEnum):
     GAZE = "gaze"
     EVENT = "event"
     PUPIL = "pupil"
+    IMU = "imu"
+    VIDEO = "video"
 
 
 class Channel(msgspec.Struct, frozen=True):
@@ -29,11 +31,12 @@ class Channel(msgspec.Struct, frozen=True):
     coordinate_system: str = ""
 
 
-class GazePosition(msgspec.Struct, frozen=True):
-    """Where a gaze stream's payload holds the position in the scene image.
+class GazeLayout(msgspec.Struct, frozen=True):
+    """Where a gaze stream's payload holds what. An index is that of the first of its channels, None where there is none.
 
     ``normalized_bottom_left`` is Pupil Core's norm_pos (0 to 1, y up); otherwise x, y are pixels from the top left.
-    ``width_px``/``height_px`` is the scene camera's size.
+    ``width_px``/``height_px`` is the scene camera's size. Points and vectors are three channels, in mm and as unit
+    vectors of the scene camera (x right, y down, z forward); pairs are (right eye, left eye).
     """
 
     x_index: int
@@ -41,6 +44,48 @@ class GazePosition(msgspec.Struct, frozen=True):
     normalized_bottom_left: bool
     width_px: int
     height_px: int
+    confidence_index: int | None = None
+    worn_index: int | None = None  # above 0.5: it is worn; NaN: not known
+    point_index: int | None = None
+    eye_center_indexes: tuple[int, int] | None = None
+    eye_axis_indexes: tuple[int, int] | None = None
+    diameter_mm_indexes: tuple[int, int] | None = None
+    diameter_px_indexes: tuple[int, int] | None = None
+
+
+class PupilLayout(msgspec.Struct, frozen=True):
+    """Where a pupil stream's payload holds what, as in GazeLayout, in the eye camera's image and frame.
+
+    ``eye`` is "right" or "left", ``camera`` its camera's name, ``method`` how the pupil was found.
+    """
+
+    eye: str
+    camera: str
+    method: str
+    x_index: int  # normalized, y up
+    y_index: int
+    confidence_index: int
+    diameter_px_index: int
+    diameter_mm_index: int
+    model_confidence_index: int
+    center_index: int
+    normal_index: int
+
+
+class ImuLayout(msgspec.Struct, frozen=True):
+    """Where an IMU stream's payload has its three axes: acceleration in g, angular velocity in degrees a second."""
+
+    acceleration_index: int
+    angular_velocity_index: int
+
+
+class VideoLayout(msgspec.Struct, frozen=True):
+    """``camera``: "scene", "eye0" (the right eye's), "eye1"; unique in the device."""
+
+    camera: str
+
+
+Layout = GazeLayout | PupilLayout | ImuLayout | VideoLayout
 
 
 class DeviceDescriptor(msgspec.Struct, frozen=True):
@@ -58,7 +103,7 @@ class StreamDescriptor(msgspec.Struct, frozen=True):
     """One stream of a device, fixed for the life of the daemon.
 
     ``name`` is unique in the device. ``lsl_suffix`` is appended to the device's LSL prefix ("" for the prefix alone).
-    ``channels`` is empty for text streams. ``instant`` says which moment a device stamp means; ``latency_ns`` is a
+    ``channels`` is empty for text streams, and what stands for a frame in video streams. ``instant`` says which moment a device stamp means; ``latency_ns`` is a
     known constant that is subtracted from it. A device whose stamps go backwards has them put in order within
     ``reorder_window_ns``; ``in_order`` False lets them leave as they come. ``arrivals_bound_clock`` is False where
     samples are too old on arrival to say anything about the device's clock.
@@ -76,7 +121,7 @@ class StreamDescriptor(msgspec.Struct, frozen=True):
     reorder_window_ns: int = 0
     in_order: bool = True
     arrivals_bound_clock: bool = True
-    position: GazePosition | None = None
+    layout: Layout | None = None
 
     @property
     def source_id(self) -> str:
@@ -88,10 +133,29 @@ class StreamDescriptor(msgspec.Struct, frozen=True):
         return f"{self.device.lsl_prefix}_{self.lsl_suffix}" if self.lsl_suffix else self.device.lsl_prefix
 
 
+class Frame(msgspec.Struct, frozen=True, gc=False):
+    """One image of a camera, as the device sent it.
+
+    ``format``: "jpeg", "h264" (Annex B), "gray" (8 bit), "bgr" (8 bit each). ``index`` is the device's own count.
+    """
+
+    format: str
+    width_px: int
+    height_px: int
+    index: int
+    data: bytes
+
+
+Payload = tuple[float, ...] | str | Frame
+
+# What stands for a frame where images cannot go.
+FRAME_CHANNELS = (Channel("frame_index", "none", "FrameIndex"),)
+
+
 class Sample(msgspec.Struct, frozen=True, gc=False):
-    """One datum: numbers in the order of the stream's channels, or a text."""
+    """One datum: numbers in the order of the stream's channels, a text, or an image."""
 
     stream: StreamDescriptor
     device_ns: int
     received_ns: int
-    payload: tuple[float, ...] | str
+    payload: Payload

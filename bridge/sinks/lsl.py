@@ -23,7 +23,7 @@ from bridge.clock import Mapped
 from bridge.clock.host import sandwich
 from bridge.errors import BridgeError
 from bridge.pipeline import ClockEvent, ClockStatus
-from bridge.streams import DeviceDescriptor, Sample, StreamDescriptor
+from bridge.streams import DeviceDescriptor, Frame, Sample, StreamDescriptor
 
 log = logging.getLogger(__name__)
 
@@ -60,10 +60,13 @@ class LslOutput:
 
     def push(self, sample: Sample, mapped: Mapped, host_ns: int) -> None:
         stamp_s = (host_ns + self._host_to_lsl_ns) * 1e-9
+        payload = sample.payload
         if self._text:
-            self._push((sample.payload,), stamp_s)
+            self._push((payload,), stamp_s)
+        elif isinstance(payload, Frame):  # pixels never go over LSL
+            self._push((float(payload.index), sample.device_ns * 1e-9), stamp_s)
         else:
-            self._push((*sample.payload, sample.device_ns * 1e-9), stamp_s)
+            self._push((*payload, sample.device_ns * 1e-9), stamp_s)
         self.samples_out += 1
 
     def close(self) -> None:

@@ -33,7 +33,7 @@ from bridge.clock import ClockState, Mapped
 from bridge.clock.host import RealtimeOffset
 from bridge.errors import BridgeError
 from bridge.pipeline import ClockEvent, ClockStatus
-from bridge.streams import DeviceDescriptor, GazePosition, Sample, StreamDescriptor, StreamKind
+from bridge.streams import DeviceDescriptor, GazeLayout, Sample, StreamDescriptor, StreamKind
 
 log = logging.getLogger(__name__)
 
@@ -91,8 +91,8 @@ class Ros2Sink:
         return made
 
     def open_stream(self, stream: StreamDescriptor) -> Ros2Output | None:
-        if stream.kind is StreamKind.GAZE and stream.position is not None:
-            return Ros2Output(self, self._gaze_publisher(stream, stream.position))
+        if stream.kind is StreamKind.GAZE and isinstance(stream.layout, GazeLayout):
+            return Ros2Output(self, self._gaze_publisher(stream, stream.layout))
         if stream.kind is StreamKind.EVENT:
             return Ros2Output(self, self._event_publisher(stream))
         return None
@@ -166,7 +166,7 @@ class Ros2Sink:
             else:
                 item()
 
-    def _gaze_publisher(self, stream: StreamDescriptor, position: GazePosition) -> Callable[[Sample, int], None]:
+    def _gaze_publisher(self, stream: StreamDescriptor, layout: GazeLayout) -> Callable[[Sample, int], None]:
         pixel_topic = self._publisher(stream.device, PointStamped, "gaze/pixel")
         normalized_topic = self._publisher(stream.device, PointStamped, "gaze/normalized")
         publish_pixel, publish_normalized = pixel_topic.publish, normalized_topic.publish
@@ -174,14 +174,15 @@ class Ros2Sink:
         message = PointStamped()
         message.header.frame_id = f"{stream.device.name}_scene_camera_optical_frame"
         stamp, point = message.header.stamp, message.point
-        x_index, y_index = position.x_index, position.y_index
-        width_px, height_px = position.width_px, position.height_px
-        flip = position.normalized_bottom_left
+        x_index, y_index = layout.x_index, layout.y_index
+        width_px, height_px = layout.width_px, layout.height_px
+        flip = layout.normalized_bottom_left
         to_realtime = self._realtime.to_realtime
 
         def publish(sample: Sample, host_ns: int) -> None:
             sec, nanosec = divmod(to_realtime(host_ns), 1_000_000_000)
             stamp.sec, stamp.nanosec = (sec, nanosec) if sec in SECONDS_RANGE else (0, 0)
+            assert isinstance(sample.payload, tuple)
             x, y = sample.payload[x_index], sample.payload[y_index]
             assert isinstance(x, float)
             assert isinstance(y, float)

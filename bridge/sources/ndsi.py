@@ -26,7 +26,7 @@ from bridge.sources.interfaces import Interface, find_interface
 from bridge.sources.ndsi_echo import EchoExchange, Owed
 from bridge.sources.ndsi_sensor import Sensor, check_endpoints
 from bridge.sources.zre import ZreEvent, ZreNode
-from bridge.streams import Channel, DeviceDescriptor, GazePosition, StreamDescriptor, StreamKind
+from bridge.streams import Channel, DeviceDescriptor, GazeLayout, StreamDescriptor, StreamKind
 from bridge.wire import ndsi
 
 log = logging.getLogger(__name__)
@@ -47,7 +47,7 @@ GAZE_CHANNELS = (
     Channel("y", "pixels", "ScreenY", coordinate_system="world"),
     Channel("worn", "boolean", "Worn"),
 )
-GAZE_POSITION = GazePosition(0, 1, False, ndsi.SCENE_WIDTH_PX, ndsi.SCENE_HEIGHT_PX)
+GAZE_LAYOUT = GazeLayout(0, 1, False, ndsi.SCENE_WIDTH_PX, ndsi.SCENE_HEIGHT_PX, worn_index=2)
 
 
 class Phone:
@@ -473,7 +473,7 @@ def gaze_stream(device: DeviceDescriptor, config: NdsiDevice) -> StreamDescripto
         expected_rate_hz=config.gaze.expected_rate_hz,
         instant="stamped by the Companion app; the cameras' latency before that is not known",
         latency_ns=config.gaze.latency_ns,
-        position=GAZE_POSITION,
+        layout=GAZE_LAYOUT,
     )
 
 

@@ -23,7 +23,7 @@ from bridge.errors import DeviceUnavailable, MalformedMessage
 from bridge.pipeline import Device, Pipeline
 from bridge.sources.zmqio import Lifeline, ZmqReader, subscriber
 from bridge.stream_input import StreamInput
-from bridge.streams import DeviceDescriptor, GazePosition, StreamDescriptor, StreamKind
+from bridge.streams import DeviceDescriptor, StreamDescriptor, StreamKind
 from bridge.wire import pupil_core as wire
 
 log = logging.getLogger(__name__)
@@ -290,7 +290,7 @@ def gaze_stream(device: DeviceDescriptor, config: PupilCoreSource) -> StreamDesc
         in_order=config.reorder_window_ns > 0,
         # The matcher holds gaze back for 12 to 120 ms and more.
         arrivals_bound_clock=False,
-        position=GazePosition(1, 2, True, width_px, height_px),
+        layout=wire.gaze_layout(width_px, height_px),
     )
 
 
@@ -306,4 +306,5 @@ def pupil_stream(device: DeviceDescriptor, config: PupilCoreSource, eye: int, me
         expected_rate_hz=config.pupil.expected_rate_hz,
         instant=INSTANT,
         latency_ns=config.pupil.latency_ns,
+        layout=wire.pupil_layout(eye, method),
     )

@@ -20,7 +20,7 @@ from typing import Literal
 import msgspec
 
 from bridge.errors import MalformedMessage
-from bridge.streams import Channel
+from bridge.streams import Channel, GazeLayout, PupilLayout
 
 REPLY_MAX_BYTES = 64
 DATUM_MAX_BYTES = 64 * 1024  # the largest gaze datum of Capture has 1400 bytes
@@ -316,6 +316,40 @@ PUPIL_CHANNELS: tuple[Channel, ...] = (
     *_xyz("circle_3d_center", "mm", "Pupil", "both", "eye"),
     *_xyz("circle_3d_normal", "normalized", "Direction", "both", "eye"),
 )
+
+
+def gaze_layout(width_px: int, height_px: int) -> GazeLayout:
+    """Where `GAZE_CHANNELS` have what, for a scene camera of that size."""
+    return GazeLayout(
+        x_index=1,
+        y_index=2,
+        normalized_bottom_left=True,
+        width_px=width_px,
+        height_px=height_px,
+        confidence_index=0,
+        point_index=3,
+        eye_center_indexes=(6, 9),
+        eye_axis_indexes=(12, 15),
+        diameter_px_indexes=(18, 19),
+        diameter_mm_indexes=(20, 21),
+    )
+
+
+def pupil_layout(eye: int, method: str) -> PupilLayout:
+    """Where `PUPIL_CHANNELS` have what. Eye 0 is the right one."""
+    return PupilLayout(
+        eye="left" if eye else "right",
+        camera=f"eye{eye}",
+        method=method,
+        confidence_index=0,
+        x_index=1,
+        y_index=2,
+        diameter_px_index=3,
+        diameter_mm_index=4,
+        model_confidence_index=5,
+        center_index=6,
+        normal_index=9,
+    )
 
 
 def gaze_channels(gaze: Gaze) -> tuple[float, ...]:

@@ -28,7 +28,7 @@ from bridge.errors import BridgeError
 from bridge.pipeline import ClockEvent, ClockStatus
 from bridge.sinks import ros2
 from bridge.sinks.ros2 import Ros2Output, Ros2Sink
-from bridge.streams import DeviceDescriptor, GazePosition, Sample, StreamDescriptor, StreamKind
+from bridge.streams import DeviceDescriptor, GazeLayout, Sample, StreamDescriptor, StreamKind
 
 # Lark, which rclpy imports when the first publisher is made, imports a module of Python's that is deprecated.
 pytestmark = pytest.mark.filterwarnings("ignore:module 'sre_:DeprecationWarning")
@@ -37,7 +37,7 @@ QUEUE_SIZE = 10
 DEADLINE_S = 20.0
 DEVICE = DeviceDescriptor(name="tracker", kind="test", lsl_prefix="test")
 EVENTS = StreamDescriptor(DEVICE, "event", StreamKind.EVENT, "Event", "Markers")
-GAZE = StreamDescriptor(DEVICE, "gaze", StreamKind.GAZE, "Gaze", "Gaze", position=GazePosition(0, 1, False, 100, 50))
+GAZE = StreamDescriptor(DEVICE, "gaze", StreamKind.GAZE, "Gaze", "Gaze", layout=GazeLayout(0, 1, False, 100, 50))
 PUPIL = StreamDescriptor(DEVICE, "pupil", StreamKind.PUPIL, "Pupil", "Pupillometry")
 MAPPED = Mapped(0, 0, 0, ClockState.LOCKED, 0)
 NAMES = ("gaze/pixel", "gaze/normalized", "events", "time_reference", "clock_events")
