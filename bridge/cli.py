@@ -10,7 +10,7 @@ import json
 import logging
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, ClassVar, ParamSpec
 
@@ -38,7 +38,28 @@ def _errors_in_one_line(command: Callable[P, None]) -> Callable[P, None]:
     return wrapped
 
 
-@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+class _Main(click.Group):
+    """Leaves to ROS what is ROS': `ros2 launch` and `ros2 run` append `--ros-args -r __ns:=/robot ...`."""
+
+    def main(self, args: Sequence[str] | None = None, *rest: Any, **options: Any) -> Any:
+        return super().main(_without_ros(sys.argv[1:] if args is None else args), *rest, **options)
+
+
+def _without_ros(arguments: Sequence[str]) -> list[str]:
+    """Without everything from each `--ros-args` to the next `--`."""
+    kept: list[str] = []
+    of_ros = False
+    for argument in arguments:
+        if argument == "--ros-args":
+            of_ros = True
+        elif of_ros and argument == "--":
+            of_ros = False
+        elif not of_ros:
+            kept.append(argument)
+    return kept
+
+
+@click.group(cls=_Main, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
 @click.version_option(__version__, prog_name="pupil-bridge")
 def main() -> None:
     """Pupil Labs eye trackers as honestly synchronised LSL streams and ROS 2 topics.
@@ -62,8 +83,8 @@ def run(config_path: Path) -> None:
     from bridge.service import logs
     from bridge.service.notify import Notifier
 
-    def load() -> config.Config:
-        return config.load(config_path)
+    def load(settings: daemon.Settings | None = None) -> config.Config:
+        return config.load(config_path, settings=settings)
 
     heap.bound()
     if sys.stderr is not None:
@@ -196,6 +217,26 @@ def demo(duration: float, report: Path | None, no_ros: bool, truth_dir: Path | N
     from bridge import demo as demo_module
 
     demo_module.run(duration_s=duration, report=report, ros=not no_ros, truth_dir=truth_dir)
+
+
+@main.command("bag-preview")
+@click.argument("bag", type=click.Path(path_type=Path, readable=False))
+@click.option("-o", "--output", required=True, type=click.Path(path_type=Path), help="The picture: .png, .pdf, .svg.")
+@click.option("--device", metavar="NAME", help="Draw this device alone (default: every one that has gaze).")
+@click.option("--frames", default=4, show_default=True, type=click.IntRange(1, 8), help="Scene frames of each device.")
+@_errors_in_one_line
+def bag_preview(bag: Path, output: Path, device: str | None, frames: int) -> None:
+    """Draw the gaze on frames of a recorded ROS 2 bag.
+
+    Some frames of each device, and a time line with the bounds of the stamps.
+
+    BAG is an MCAP file, or a folder that `ros2 bag record` made. It needs no ROS.
+    """
+    try:
+        from bridge.bag import preview
+    except ImportError as error:
+        raise BridgeError(f"bag-preview needs {error.name}: pip install 'pupil-bridge[bag]'") from error
+    click.echo(preview.run(bag, output, device, frames))
 
 
 @main.command("install-service")

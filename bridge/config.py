@@ -13,7 +13,7 @@ from collections.abc import Mapping
 from fnmatch import fnmatchcase
 from ipaddress import IPv4Address
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
 from pydantic import (
     AfterValidator,
@@ -27,19 +27,30 @@ from pydantic import (
 )
 
 from bridge import config_checks as checks
-from bridge.config_faults import Fault, faults_of, report
+from bridge.config_faults import Fault, Place, faults_of, report
 from bridge.config_layers import Layer, Merged, drop_ins, environment
 from bridge.errors import ConfigError
 
 
-def load(path: Path, environ: Mapping[str, str] = os.environ) -> Config:
-    """The configuration in the file ``path``, its drop-ins and the environment. Raises ConfigError."""
+def load(
+    path: Path, environ: Mapping[str, str] = os.environ, settings: Mapping[str, Mapping[str, object]] | None = None
+) -> Config:
+    """The configuration in the file ``path``, its drop-ins and the environment. Raises ConfigError.
+
+    ``settings`` (table -> key -> value) count above all of them: what was set while the bridge runs.
+    """
     files = [path, *drop_ins(path)]
     layers = [_layer(_read(file), str(file)) for file in files]
     variables, faults = environment(environ, VARIABLES)
     if oversized := list(checks.oversized(variables.tree)):
         raise ConfigError(Merged([variables]).report([], [*faults, *oversized]))
-    return _build([*layers, variables] if variables.variables else layers, faults)
+    if variables.variables:
+        layers.append(variables)
+    if settings and not faults:
+        tree = {table: dict(keys) for table, keys in settings.items()}
+        names: dict[Place, str] = {(table, key): f"{table}.{key}" for table, keys in tree.items() for key in keys}
+        layers.append(Layer("what was set at run time", "", tree, names))
+    return _build(layers, faults)
 
 
 def parse(text: str, origin: str) -> Config:
@@ -96,7 +107,8 @@ LslPrefix = Annotated[str, AfterValidator(checks.lsl_prefix)]
 RateHz = Annotated[Annotated[float, Field(gt=0, le=100_000)] | None, BeforeValidator(checks.zero_is_unknown)]
 LatencyMs = Annotated[float, Field(ge=-1000, le=1000)]
 PingInterval = Annotated[float, Field(ge=0.1, le=60)]
-CoreTopic = Literal["gaze", "pupil"]
+CoreTopic = Literal["gaze", "pupil", "frame.world", "frame.eye.0", "frame.eye.1"]
+NdsiSensor = Literal["gaze", "event", "imu", "scene", "eyes"]
 
 
 class _Table(BaseModel):
@@ -118,11 +130,13 @@ class StreamConfig(_Table):
 class _Device(_Table):
     """Its ``name`` in ROS, files and status; ``lsl_prefix`` in LSL is ``pupil_labs_<name>`` where it is not set.
 
+    ``intrinsics`` of the scene camera: "auto" (the shipped ones for its size), "none", or a file.
     ``path_asymmetry_ms``: a measured difference of the path's delays, to the device less back from it.
     """
 
     name: DeviceName
     lsl_prefix: LslPrefix = ""
+    intrinsics: Annotated[str, AfterValidator(checks.intrinsics)] = "auto"
     path_asymmetry_ms: Annotated[float, Field(ge=-1000, le=1000)] = 0.0
 
     @property
@@ -142,12 +156,28 @@ class _Device(_Table):
         }
 
 
+def _with_event(sensors: tuple[str, ...]) -> tuple[str, ...]:
+    """The echo of a round trip comes back on the event sensor: no clock without it."""
+    if "event" not in sensors:
+        raise ValueError('needs "event" among them: through it the device answers what time it is')
+    return sensors
+
+
 class NdsiDevice(_Device):
-    """One Companion device that is expected: known by the name that it gives itself."""
+    """One Companion device that is expected: known by the name that it gives itself.
+
+    ``sensors`` are those that are used; "scene" and "eyes" are cameras, "eyes" two of them.
+    """
 
     match: Annotated[str, Field(min_length=1, max_length=200)] = checks.DEFAULT_MATCH
+    sensors: Annotated[
+        tuple[NdsiSensor, ...], Field(strict=False), AfterValidator(checks.distinct), AfterValidator(_with_event)
+    ] = ("gaze", "event", "imu")
     gaze: StreamConfig = StreamConfig()
     event: StreamConfig = StreamConfig()
+    imu: StreamConfig = StreamConfig()
+    scene: StreamConfig = StreamConfig()
+    eyes: StreamConfig = StreamConfig()
 
     def matches(self, own_name: str) -> bool:
         """Whether the device that calls itself ``own_name`` is this one. Upper and lower case differ."""
@@ -164,7 +194,7 @@ class NdsiSource(_Table):
 
 
 class PupilCoreSource(_Device):
-    """One Pupil Capture or Pupil Service; ``pupil`` rates are per eye and method."""
+    """One Pupil Capture or Pupil Service; ``pupil`` rates are per eye and method, those of ``eyes`` per camera."""
 
     type: Literal["pupil_core"]
     address: Annotated[str, AfterValidator(checks.address)] = checks.DEFAULT_CORE_ADDRESS
@@ -175,8 +205,11 @@ class PupilCoreSource(_Device):
         "pupil",
     )
     reorder_window_ms: Annotated[float, Field(ge=0, le=10_000)] = 300.0
+    frame_format: Literal["jpeg", "gray", "bgr"] = "jpeg"  # any other than Capture knows ends Capture
     gaze: StreamConfig = StreamConfig()
     pupil: StreamConfig = StreamConfig()
+    scene: StreamConfig = StreamConfig()
+    eyes: StreamConfig = StreamConfig()
 
     @property
     def host(self) -> str:
@@ -199,13 +232,25 @@ class LslSink(_Table):
 
 
 class Ros2Sink(_Table):
-    """Topics of ROS 2 under ``<namespace>/<device name>/``; ``queue_size`` in messages."""
+    """Topics of ROS 2 under ``<namespace>/<device name>/``; ``queue_size`` in messages.
+
+    The settings in ``AT_OPENING`` are those of the node; all others can change while it is on the network.
+    """
+
+    AT_OPENING: ClassVar = ("type", "namespace", "node_name", "lifecycle", "control")
 
     type: Literal["ros2"]
     namespace: Annotated[str, AfterValidator(checks.ros_namespace)] = "pupil_bridge"
     node_name: Annotated[str, AfterValidator(checks.ros_node_name)] = "pupil_bridge"
     queue_size: Annotated[int, Field(ge=10, le=100_000)] = 1000
     when_full: Literal["drop_oldest", "drop_newest"] = "drop_oldest"
+    timestamp_mode: Literal["device-corrected", "device-raw", "arrival"] = "device-corrected"
+    bound_warn_ms: Annotated[float, Field(gt=0, le=1_000_000)] = 10.0
+    frame_prefix: Annotated[str, AfterValidator(checks.frame_prefix)] = ""
+    tf: bool = True
+    tf_gaze: bool = False
+    lifecycle: Literal["auto", "manual"] = "auto"
+    control: bool = False
 
 
 class ClockConfig(_Table):

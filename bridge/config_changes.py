@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import NamedTuple
 
-from bridge.config import Config, NdsiSource, Sink, Source
+from bridge.config import Config, NdsiSource, Ros2Sink, Sink, Source
 
 Key = tuple[str, ...]
 
@@ -43,8 +43,9 @@ def changes(old: Config, new: Config, open_sinks: Mapping[str, Sink], owners: Ma
     anew = [key for key in before if key in after and (key in moved or (key in changed and key[0] != "ndsi"))]
     added = [source for key, source in after.items() if key not in before]
     wanted: dict[str, Sink] = {sink.type: sink for sink in new.sinks}
-    opened = tuple(sink for kind, sink in wanted.items() if open_sinks.get(kind) != sink)
-    closed = tuple(kind for kind, sink in open_sinks.items() if wanted.get(kind) != sink)
+    opened = tuple(sink for kind, sink in wanted.items() if not _same_node(open_sinks.get(kind), sink))
+    closed = tuple(kind for kind, sink in open_sinks.items() if not _same_node(sink, wanted.get(kind)))
+    adjusted = [sink for kind, sink in wanted.items() if sink not in opened and open_sinks[kind] != sink]
     tables = [name for name in ("clock", "logging", "http", "overload") if getattr(old, name) != getattr(new, name)]
     later = tuple(
         f"service.{key}" for key in ("socket", "state_dir") if getattr(old.service, key) != getattr(new.service, key)
@@ -54,6 +55,7 @@ def changes(old: Config, new: Config, open_sinks: Mapping[str, Sink], owners: Ma
         *(f"removed {_spell(before[key])}" for key in removed),
         *(f"changed {_spell(after[key])}" for key in sorted(changed)),
         *(opening(sink.type, sink.type in open_sinks) for sink in opened),
+        *(f"changed sink {sink.type}" for sink in adjusted),
         *(f"closed sink {kind}" for kind in closed if kind not in wanted),
         *(f"changed [{name}]" for name in tables),
         *(["changed service.memory_limit_mb"] if old.service.memory_limit_mb != new.service.memory_limit_mb else []),
@@ -73,6 +75,13 @@ def changes(old: Config, new: Config, open_sinks: Mapping[str, Sink], owners: Ma
 def opening(kind: str, was_open: bool) -> str:
     """What is said of a sink that is opened."""
     return f"{'changed' if was_open else 'opened'} sink {kind}"
+
+
+def _same_node(one: Sink | None, other: Sink | None) -> bool:
+    """Whether a sink that is open can become the other one as it is."""
+    if isinstance(one, Ros2Sink) and isinstance(other, Ros2Sink):
+        return all(getattr(one, key) == getattr(other, key) for key in Ros2Sink.AT_OPENING)
+    return one == other
 
 
 def _names(source: Source) -> tuple[str, ...]:

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from bridge.config_faults import Fault, Place, show
+from bridge.errors import ConfigError
 
 DEFAULT_CORE_NAME: Final = "pupil_core"
 DEFAULT_CORE_ADDRESS: Final = "127.0.0.1:50020"
@@ -59,6 +60,13 @@ def ros_namespace(value: str) -> str:
     return value
 
 
+def frame_prefix(value: str) -> str:
+    """What stands before every frame of TF; "" is nothing."""
+    if len(value) > 100 or not re.fullmatch(r"([A-Za-z][A-Za-z0-9_]*/?)?", value):
+        raise ValueError(f"{show(value)} is no beginning of a frame: it is letters, digits and '_', such as robot1/")
+    return value
+
+
 def address(value: str) -> str:
     """``host:port``, left as it was written."""
     host_and_port(value)
@@ -102,6 +110,21 @@ def path(value: object) -> Path | None:
     if not isinstance(value, str) or "\0" in value or not Path(value).is_absolute():
         raise ValueError(f'{show(value)} is not an absolute path (it begins with "/") or "auto"')
     return Path(value)
+
+
+def intrinsics(value: str) -> str:
+    """Where a camera's intrinsics are from: "auto", "none", or a file of camera_calibration's format that is good."""
+    if value in ("auto", "none"):
+        return value
+    if "\0" in value or not Path(value).is_absolute():
+        raise ValueError(f'{show(value)} is not an absolute path (it begins with "/"), "auto" or "none"')
+    from bridge import cameras  # rarely needed, and not cheap
+
+    try:
+        cameras.load(Path(value))
+    except ConfigError as error:
+        raise ValueError(str(error).splitlines()[0]) from error
+    return value
 
 
 def socket_path(value: Path | None) -> Path | None:

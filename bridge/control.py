@@ -6,6 +6,7 @@ into ``Device.actions``; a device without it refuses with a sentence.
 
 from __future__ import annotations
 
+import asyncio
 from datetime import UTC, datetime
 from typing import Any, Final, Protocol
 
@@ -48,9 +49,24 @@ class Calibrate(msgspec.Struct, forbid_unknown_fields=True):
     device: str | None = None
 
 
+class Settings(msgspec.Struct, forbid_unknown_fields=True):
+    """set: settings such as {"clock.hold_s": 2.0}, until the bridge ends."""
+
+    settings: dict[str, bool | int | float | str]
+
+
+# What can be set: nothing that opens the bridge to others or moves its files.
+SETTABLE: Final = {
+    "clock": ("hold_s", "unlocked", "ping_interval_s", "recording_ping_interval_s"),
+    "overload": ("flood_hz",),
+    "logging": ("level",),
+    "service": ("memory_limit_mb",),
+}
+
 COMMANDS: Final[dict[str, type[msgspec.Struct]]] = {
     "status": NoArguments,
     "reload": NoArguments,
+    "set": Settings,
     "record": Record,
     "event": Event,
     "annotate": Event,
@@ -75,6 +91,8 @@ class Owner(Protocol):
 
     async def reload(self) -> str: ...
 
+    async def set(self, settings: dict[str, dict[str, Any]]) -> str: ...
+
 
 class Control:
     """Answers questions about a running daemon and carries out commands. Every answer is made of JSON types."""
@@ -95,28 +113,46 @@ class Control:
         match given:
             case NoArguments():
                 return self.status() if command == "status" else {"changes": await self._owner.reload()}
+            case Settings(settings=settings):
+                return {"changes": await self._set(settings)}
             case Record(action=action) | Calibrate(action=action) if action not in ("start", "stop"):
                 raise BridgeError(f"{command}: the action is 'start' or 'stop', not {action[:50]!r}")
             case Record(device=device) | Event(device=device) | Calibrate(device=device):
                 return await self._act(command, device, given)
 
-    async def _act(self, command: str, name: str | None, given: msgspec.Struct) -> dict[str, str]:
-        """What each device answered. Raises Refused when one that was named, or all, cannot."""
+    async def _set(self, settings: dict[str, Any]) -> str:
+        tables: dict[str, dict[str, Any]] = {}
+        for name, value in settings.items():
+            table, _, key = name.partition(".")
+            if key not in SETTABLE.get(table, ()):
+                known = ", ".join(f"{table}.{key}" for table, keys in SETTABLE.items() for key in keys)
+                raise Refused(f"{name[:50]!r} cannot be set while the bridge runs; these can: {known}")
+            tables.setdefault(table, {})[key] = value
+        return await self._owner.set(tables)
+
+    async def _act(self, command: str, name: str | None, given: msgspec.Struct) -> dict[str, dict[str, str]]:
+        """What the devices answered, by name, under "done" and "refused". Raises Refused when nothing was done."""
         devices = self._owner.pipeline.devices
         if name is not None and name not in devices:
             known = ", ".join(devices) or "none"
             raise Refused(f"there is no device {name[:50]!r}; known are: {known}")
         chosen = [devices[name]] if name is not None else [d for d in devices.values() if command in d.actions]
-        answers, refusals = dict[str, str](), dict[str, str]()
-        for device in chosen:
-            try:
-                answers[device.descriptor.name] = await self._ask(device, command, given)
-            except Refused as error:  # the others have begun, or are to
-                refusals[device.descriptor.name] = str(error)
-        if not answers:
+        # At once: one that does not answer takes seconds. And each for itself: what others do is not undone by it.
+        answers = await asyncio.gather(
+            *(self._ask(device, command, given) for device in chosen), return_exceptions=True
+        )
+        done, refused = dict[str, str](), dict[str, str]()
+        for device, answer in zip(chosen, answers, strict=True):
+            if isinstance(answer, str):
+                done[device.descriptor.name] = answer
+            elif isinstance(answer, Refused):
+                refused[device.descriptor.name] = str(answer)
+            else:
+                raise answer
+        if not done:
             none = f"{command}: no device that is known can do that through the bridge"
-            raise Refused("; ".join(refusals.values()) or none)
-        return answers | refusals
+            raise Refused("; ".join(refused.values()) or none)
+        return {"done": done, "refused": refused}
 
     async def _ask(self, device: Device, command: str, given: msgspec.Struct) -> str:
         name, action = device.descriptor.name, device.actions.get(command)

@@ -34,6 +34,8 @@ from bridge.supervisor import Trouble, supervise
 
 log = logging.getLogger(__name__)
 
+Settings = dict[str, dict[str, Any]]  # table -> key -> value
+
 HOST_CLOCKS_S = 0.1
 TICK_S = 1.0
 TRIM_TICKS = 30
@@ -51,13 +53,14 @@ class Daemon:
         self,
         config: Config,
         *,
-        load: Callable[[], Config] | None = None,
+        load: Callable[[Settings], Config] | None = None,
         path: Path | None = None,
         notifier: Notifier | None = None,
     ) -> None:
         """Opens the sinks, with the outlets of every configured device.
 
-        ``load`` reads the configuration anew for a reload, from ``path``. Raises ConfigError, and BridgeError when
+        ``load`` reads the configuration anew for a reload, from ``path``, under what was set since the start. Raises
+        ConfigError, and BridgeError when
         another daemon has the control socket.
         """
         self.config = config
@@ -67,6 +70,7 @@ class Daemon:
         self.refused: str | None = None
         self.lag = LoopLag()
         self._load = load
+        self._settings: Settings = {}  # what was set since the start, above the configuration
         self._notifier = notifier or Notifier()
         self.socket_path = config.service.socket or control_socket.default_socket_path()
         control_socket.check_free(self.socket_path)  # before there are two outlets of every name
@@ -128,6 +132,8 @@ class Daemon:
                         ("watchdog", self._feed_watchdog()),
                     )
                 ]
+                for sink in self.pipeline.sinks:
+                    sink.serve(self.control.request, self.config)
                 for key in self._sources:
                     self._start(key)
                 log.info(
@@ -155,6 +161,9 @@ class Daemon:
         while True:
             await asyncio.sleep(TICK_S)
             self.pipeline.tick()
+            status = self.control.status()
+            for sink in self.pipeline.sinks:
+                sink.told(status)
             self._names.save()
             self._watch_memory()
             self._ticks += 1
@@ -222,6 +231,23 @@ class Daemon:
         """
         if self._load is None:
             raise Refused("this bridge has no configuration file to load anew")
+        return await self._ask_reload()
+
+    async def set(self, settings: Settings) -> str:
+        """Changes settings until the end, in words. Raises BridgeError when they are refused: nothing has changed."""
+        if self._load is None:
+            raise Refused("this bridge has no configuration file, and no settings that could be changed")
+        before = self._settings
+        self._settings = {
+            table: {**before.get(table, {}), **settings.get(table, {})} for table in before.keys() | settings.keys()
+        }
+        try:
+            return await self._ask_reload()
+        except BridgeError:
+            self._settings = before
+            raise
+
+    async def _ask_reload(self) -> str:
         # The work is another task's: who asked over HTTP may be cut off by what is changed.
         answer: asyncio.Future[str] = asyncio.get_running_loop().create_future()
         self._reload_waiting.append(answer)
@@ -254,7 +280,7 @@ class Daemon:
 
     async def _reload(self) -> str:
         assert self._load is not None
-        wanted = await asyncio.to_thread(self._load)
+        wanted = await asyncio.to_thread(self._load, self._settings)
         owners = {name: key for key, source in self._sources.items() for name in source.device_names}
         change = changes(self.config, wanted, self._open_sinks, owners)
         were_open = set(self._open_sinks)
@@ -293,9 +319,13 @@ class Daemon:
         for kind in change.close_sinks:
             del self._open_sinks[kind]
             await asyncio.to_thread(self.pipeline.remove_sink(kind).close)
+        for sink in self.pipeline.sinks:
+            sink.configured(wanted)
         for sink in opened.sinks:
             self.pipeline.add_sink(sink)
+            sink.serve(self.control.request, wanted)
         self._open_sinks |= opened.configs
+        self._open_sinks |= {sink.type: sink for sink in wanted.sinks if sink.type in self._open_sinks}
         self._missing_sinks = opened.missing
         for source in self._sources.values():
             source.set_clock(wanted.clock)

@@ -37,16 +37,21 @@ beacon_port = {beacon_port}
 match = {companion}
 name = "companion"
 lsl_prefix = "pupil_labs"
+sensors = ["gaze", "event", "imu", "scene"]
 gaze = {{ expected_rate_hz = {gaze_hz} }}
 event = {{ expected_rate_hz = {event_hz} }}
+imu = {{ expected_rate_hz = {imu_hz} }}
+scene = {{ expected_rate_hz = {scene_hz} }}
 
 [[source]]
 type = "pupil_core"
 address = "{core_address}"
 name = "core"
 lsl_prefix = "pupil_capture"
+topics = ["gaze", "pupil", "frame.world"]
 gaze = {{ expected_rate_hz = {core_gaze_hz} }}
 pupil = {{ expected_rate_hz = {core_pupil_hz} }}
+scene = {{ expected_rate_hz = {core_scene_hz} }}
 
 [[sink]]
 type = "lsl"
@@ -83,9 +88,12 @@ def run(*, duration_s: float, report: Path | None, ros: bool, truth_dir: Path | 
             companion=json.dumps(companion["name"]),
             gaze_hz=companion["streams"]["gaze"],
             event_hz=companion["streams"]["event"],
+            imu_hz=companion["streams"]["imu"],
+            scene_hz=companion["streams"]["scene"],
             core_address=core["address"],
             core_gaze_hz=core["streams"]["gaze"],
             core_pupil_hz=core["streams"]["pupil.0.3d"],
+            core_scene_hz=core["frames"]["rate_hz"],
             ros_sink=ROS_SINK if ros else "",
             socket=json.dumps(str(directory / "control.sock")),
             state_dir=json.dumps(str(directory)),

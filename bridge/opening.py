@@ -70,7 +70,7 @@ def _open_ros2(config: Ros2Sink) -> Sink:
         log.error(NO_ROS, words)
         raise BridgeError(NO_ROS % words) from error
     try:
-        return ros2.Ros2Sink(config.namespace, config.node_name, config.queue_size, config.when_full)
+        return ros2.Ros2Sink(config)
     except BridgeError as error:  # a wrong environment; the traceback would say no more
         log.error(NO_ROS, error)
         raise BridgeError(NO_ROS % error) from error

@@ -16,6 +16,7 @@ import msgspec
 from bridge.clock import Clock, ClockSettings, ClockState, RoundTrip
 from bridge.clock.device_clock import DeviceClock, Scale
 from bridge.clock.host import monotonic_ns
+from bridge.config import Config
 from bridge.service.quiet import LineBudget
 from bridge.stream_input import Output, StreamInput
 from bridge.streams import DeviceDescriptor, StreamDescriptor
@@ -61,10 +62,22 @@ class ClockEvent(msgspec.Struct, frozen=True):
         return f"epoch {self.epoch} {self.reason}"
 
 
+Request = Callable[[str, dict[str, Any]], Awaitable[Any]]  # of the control surface; raises BridgeError
+
+
 class Sink(Protocol):
     """Where samples go. Opened before its devices' sources start, closed after they have stopped."""
 
     name: str
+
+    def serve(self, request: Request, config: Config) -> None:
+        """Once, on the loop: from now on who is at this sink can ask for things."""
+
+    def configured(self, config: Config) -> None:
+        """The configuration is another one; called for sinks that stay open."""
+
+    def told(self, status: dict[str, Any]) -> None:
+        """Everything that is known, once a second, as the control surface's status."""
 
     def open_device(self, device: DeviceDescriptor) -> None: ...
 

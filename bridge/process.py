@@ -4,9 +4,23 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
 import signal
 import sys
 from collections.abc import Awaitable, Callable
+from pathlib import Path
+
+WHEELS_MARK = "_ROS_WHEELS_BOOTSTRAP_COMPLETE"  # the ROS wheels of PyPI set it, and LD_LIBRARY_PATH, at each start
+
+
+def environment_for_others() -> dict[str, str]:
+    """The environment for programs that are not this Python: without what the ROS wheels have put there for it."""
+    environ = dict(os.environ)
+    if environ.pop(WHEELS_MARK, None) is not None:
+        paths = environ.pop("LD_LIBRARY_PATH", "").split(os.pathsep)
+        if kept := [path for path in paths if path and not Path(path).is_relative_to(sys.prefix)]:
+            environ["LD_LIBRARY_PATH"] = os.pathsep.join(kept)
+    return environ
 
 
 def raise_file_limit() -> None:

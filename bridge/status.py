@@ -23,6 +23,7 @@ def device_status(device: Device, now_ns: int, sinks: Iterable[str]) -> dict[str
         "kind": device.descriptor.kind,
         "connected": device.connected,
         "recording": device.recording,
+        "functions": sorted(device.actions),
         "clock": {
             "state": clock.state.name.lower(),
             "offset_s": _seconds(clock.offset_ns),
@@ -30,6 +31,7 @@ def device_status(device: Device, now_ns: int, sinks: Iterable[str]) -> dict[str
             "precision_s": _seconds(clock.precision_ns),
             "rtt_min_s": _seconds(clock.rtt_min_ns),
             "rtt_median_s": _seconds(clock.rtt_median_ns),
+            "slew_s": clock.slew_ns / 1e9,  # stamps are off by this much more, and glide to the estimate
             "drift_ppm": clock.drift_ppm,
             "age_s": _seconds(clock.age_ns),
             "epoch": clock.epoch,

@@ -31,8 +31,26 @@ class Channel(msgspec.Struct, frozen=True):
     coordinate_system: str = ""
 
 
+class Camera(msgspec.Struct, frozen=True):
+    """A camera's intrinsics, in the terms of ROS' CameraInfo and camera_calibration's YAML files.
+
+    ``model`` is plumb_bob, rational_polynomial or equidistant (a fisheye lens), ``d`` its 5, 8 or 4 coefficients in
+    OpenCV's order. ``k`` is the 3 x 3 camera matrix in pixels, ``r`` the 3 x 3 rectification, ``p`` the 3 x 4
+    projection in pixels of the rectified image, each row after row.
+    """
+
+    name: str
+    width_px: int
+    height_px: int
+    model: str
+    d: tuple[float, ...]
+    k: tuple[float, ...]
+    r: tuple[float, ...]
+    p: tuple[float, ...]
+
+
 class GazeLayout(msgspec.Struct, frozen=True):
-    """Where a gaze stream's payload holds what. An index is that of the first of its channels, None where there is none.
+    """Where a gaze stream's payload holds what. An index is that of its first channel, None where there is none.
 
     ``normalized_bottom_left`` is Pupil Core's norm_pos (0 to 1, y up); otherwise x, y are pixels from the top left.
     ``width_px``/``height_px`` is the scene camera's size. Points and vectors are three channels, in mm and as unit
@@ -51,6 +69,7 @@ class GazeLayout(msgspec.Struct, frozen=True):
     eye_axis_indexes: tuple[int, int] | None = None
     diameter_mm_indexes: tuple[int, int] | None = None
     diameter_px_indexes: tuple[int, int] | None = None
+    intrinsics: Camera | None = None  # of the scene camera
 
 
 class PupilLayout(msgspec.Struct, frozen=True):
@@ -80,9 +99,10 @@ class ImuLayout(msgspec.Struct, frozen=True):
 
 
 class VideoLayout(msgspec.Struct, frozen=True):
-    """``camera``: "scene", "eye0" (the right eye's), "eye1"; unique in the device."""
+    """``camera``: "scene", "eye0" (the right eye's), "eye1"; unique in the device. ``intrinsics`` None: not known."""
 
     camera: str
+    intrinsics: Camera | None = None
 
 
 Layout = GazeLayout | PupilLayout | ImuLayout | VideoLayout
@@ -103,10 +123,10 @@ class StreamDescriptor(msgspec.Struct, frozen=True):
     """One stream of a device, fixed for the life of the daemon.
 
     ``name`` is unique in the device. ``lsl_suffix`` is appended to the device's LSL prefix ("" for the prefix alone).
-    ``channels`` is empty for text streams, and what stands for a frame in video streams. ``instant`` says which moment a device stamp means; ``latency_ns`` is a
-    known constant that is subtracted from it. A device whose stamps go backwards has them put in order within
-    ``reorder_window_ns``; ``in_order`` False lets them leave as they come. ``arrivals_bound_clock`` is False where
-    samples are too old on arrival to say anything about the device's clock.
+    ``channels`` is empty for text streams, and what stands for a frame in video streams. ``instant`` says which moment
+    a device stamp means; ``latency_ns`` is a known constant that is subtracted from it. A device whose stamps go
+    backwards has them put in order within ``reorder_window_ns``; ``in_order`` False lets them leave as they come.
+    ``arrivals_bound_clock`` is False where samples are too old on arrival to say anything about the device's clock.
     """
 
     device: DeviceDescriptor
@@ -136,7 +156,8 @@ class StreamDescriptor(msgspec.Struct, frozen=True):
 class Frame(msgspec.Struct, frozen=True, gc=False):
     """One image of a camera, as the device sent it.
 
-    ``format``: "jpeg", "h264" (Annex B), "gray" (8 bit), "bgr" (8 bit each). ``index`` is the device's own count.
+    ``format``: "jpeg", "h264" (Annex B), "gray" (8 bit), "bgr" (8 bit each),
+    "yuv" (planar; its length tells how the colours are subsampled). ``index`` is the device's own count.
     """
 
     format: str

@@ -6,7 +6,8 @@ from collections import Counter
 from typing import Any
 
 from bridge.clock import ClockSettings, Mapped, RoundTrip
-from bridge.pipeline import ClockEvent, ClockStatus, Device, Pipeline, PipelineSettings
+from bridge.config import Config
+from bridge.pipeline import ClockEvent, ClockStatus, Device, Pipeline, PipelineSettings, Request
 from bridge.stream_input import Output, StreamInput
 from bridge.streams import DeviceDescriptor, Sample, StreamDescriptor, StreamKind
 
@@ -47,7 +48,21 @@ class Shelf:
         self.notebooks: dict[str, Notebook] = {}
         self.statuses: list[ClockStatus] = []
         self.events: list[ClockEvent] = []
+        self.configs: list[Config] = []  # that of the start, and each one that came after it
+        self.requests: list[Request] = []
+        self.told_of: list[dict[str, Any]] = []
         self.closed = 0
+
+    def serve(self, request: Request, config: Config) -> None:
+        self.requests.append(request)
+        self.configs.append(config)
+
+    def configured(self, config: Config) -> None:
+        assert self.requests, "what does not serve is not configured"
+        self.configs.append(config)
+
+    def told(self, status: dict[str, Any]) -> None:
+        self.told_of.append(status)
 
     def open_device(self, device: DeviceDescriptor) -> None:
         self.devices.append(device.name)

@@ -222,8 +222,8 @@ hold_s = true
         "source[1].gaze.latency_ms (line 12): 1000000000.0 is out of range: it must be at most 1000",
         "source[1].scene_size (line 13): must be [width, height] in pixels, two whole numbers from 1 to 16384",
         "source[1].name (line 16): 'core' is the name of source[0].device[0] already",
-        "source[1].note (line 17): unknown key; known here: name, lsl_prefix, path_asymmetry_ms, type, address, "
-        "scene_size, topics, reorder_window_ms, gaze, pupil",
+        "source[1].note (line 17): unknown key; known here: name, lsl_prefix, intrinsics, path_asymmetry_ms, type, "
+        "address, scene_size, topics, reorder_window_ms, frame_format, gaze, pupil, scene, eyes",
         "clock.unlocked (line 22): 'hol' is not possible; did you mean 'hold'?",
         "clock.hold_s (line 23): must be a finite number, not true",
         "sink: there must be at least one [[sink]]",
@@ -286,8 +286,8 @@ def test_an_empty_file_lacks_a_source_and_a_sink() -> None:
          "source[0].device[0].path_asymmetry_ms (line 5): 2000 is out of range: it must be at most 1000"),
         (core(address='"here:0"'), "source[0].address (line 3): 'here:0': the port must be 1 to 65535"),
         (core(**{'"a b"': "1", "type2": "1"}).replace("type2 = 1\n", ""),
-         'source[0]."a b" (line 3): unknown key; known here: name, lsl_prefix, path_asymmetry_ms, type, address, '
-         "scene_size, topics, reorder_window_ms, gaze, pupil"),
+         'source[0]."a b" (line 3): unknown key; known here: name, lsl_prefix, intrinsics, path_asymmetry_ms, type, '
+         "address, scene_size, topics, reorder_window_ms, frame_format, gaze, pupil, scene, eyes"),
     ],
 )  # fmt: skip
 def test_a_fault_in_a_source_is_explained(text: str, fault: str) -> None:
@@ -540,3 +540,22 @@ def test_an_arbitrary_unknown_key_in_an_arbitrary_table_is_named(data: st.DataOb
 def test_an_arbitrary_text_is_a_configuration_error(text: str) -> None:
     with pytest.raises(ConfigError):
         parse(text, "x.toml")
+
+
+@pytest.mark.parametrize("value", ['"auto"', '"none"'])
+def test_intrinsics_are_those_that_are_shipped_or_none(value: str) -> None:
+    assert parse(core(intrinsics=value) + SINK, "FILE").sources[0].intrinsics == value.strip('"')
+
+
+def test_a_file_of_intrinsics_is_read_before_it_is_used(tmp_path: Path) -> None:
+    shipped = Path(__file__).parents[1] / "config/intrinsics/pupil_core_1280x720.yaml"
+    assert parse(core(intrinsics=f'"{shipped}"') + SINK, "FILE").sources[0].intrinsics == str(shipped)
+    for text, reason in ((None, "cannot be read: No such file"), ("a: 1\n", "image_width")):
+        file = tmp_path / "own.yaml"
+        if text is not None:
+            file.write_text(text, encoding="utf-8")
+        with pytest.raises(ConfigError, match=r"source\[0\].intrinsics.*own.yaml") as caught:
+            parse(core(intrinsics=f'"{file}"') + SINK, "FILE")
+        assert reason in str(caught.value) or "is missing" in str(caught.value)
+    with pytest.raises(ConfigError, match="not an absolute path"):
+        parse(core(intrinsics='"own.yaml"') + SINK, "FILE")

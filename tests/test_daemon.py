@@ -261,8 +261,8 @@ class Run:
         self.file.write_text(text + self._service)
 
     async def __aenter__(self) -> Run:
-        def load() -> config.Config:
-            return config.load(self.file, {})
+        def load(settings: daemon.Settings | None = None) -> config.Config:
+            return config.load(self.file, {}, settings)
 
         self.bridge = daemon.Daemon(load(), load=load, path=self.file)
         self._stop, started = asyncio.Event(), asyncio.Event()

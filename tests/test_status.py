@@ -338,7 +338,10 @@ async def test_a_device_does_what_its_source_can_and_gets_the_arguments() -> Non
     asked = can_record(bench, "phone", "recording has begun")
     _, control = controlled(bench)
     arguments = {"action": "start", "device": "phone", "session": "s1"}
-    assert await control.request("record", arguments) == {"phone": "recording has begun"}
+    assert await control.request("record", arguments) == {
+        "done": {"phone": "recording has begun"},
+        "refused": {},
+    }
     (given_,) = asked
     assert isinstance(given_, COMMANDS["record"])
     assert (given_.action, given_.session) == ("start", "s1")  # type: ignore[attr-defined]
@@ -377,7 +380,7 @@ async def test_of_all_devices_those_that_can_do_it_and_their_answers_are_not_los
     answers = await control.request("record", {"action": "start"})
     assert len(phone) == 1
     why = "the device is not there" if how == "not there" else "its memory is full"
-    assert answers == {"phone": "recording has begun", "other": f"other: {why}"}
+    assert answers == {"done": {"phone": "recording has begun"}, "refused": {"other": f"other: {why}"}}
 
 
 async def test_when_all_devices_refuse_that_is_a_refusal() -> None:

@@ -21,6 +21,8 @@ from pathlib import Path
 
 import bridge
 from bridge.errors import BridgeError, ConfigError
+from bridge.process import WHEELS_MARK, environment_for_others
+from bridge.shipped import shipped
 
 UNIT = "pupil-bridge.service"
 SYSTEM_UNITS = Path("/etc/systemd/system")
@@ -37,7 +39,6 @@ ROS_VARIABLES = (
     "ROS_VERSION",
     "ROS_PYTHON_VERSION",
 )
-WHEELS_MARK = "_ROS_WHEELS_BOOTSTRAP_COMPLETE"  # the ROS wheels set such variables at each start by themselves
 Say = Callable[[str], None]
 
 
@@ -95,19 +96,6 @@ def uninstall(user: bool, say: Say) -> None:
         say(f"kept what is not its own: {drop_ins}")
 
 
-def shipped(name: str) -> Path:
-    """A file that comes with the package, such as "systemd/pupil-bridge.service". Raises BridgeError.
-
-    In a source tree, and in what an editable installation points to, it is beside the package. An installation has it
-    in share/ of its prefix (a virtual environment, /usr/local, ~/.local, a colcon workspace), above the package.
-    """
-    package = Path(bridge.__file__).parent
-    for path in (package.parent / name, *(above / "share/pupil_bridge" / name for above in package.parents)):
-        if path.is_file():
-            return path
-    raise BridgeError(f"this installation is not complete: share/pupil_bridge/{name} is missing")
-
-
 def _systemctl(user: bool, command: str) -> list[str]:
     """The beginning of every systemctl command. Raises BridgeError when it would be of no use."""
     found = shutil.which("systemctl")
@@ -131,7 +119,12 @@ def _systemctl(user: bool, command: str) -> list[str]:
 
 def _call(systemctl: list[str], *arguments: str, check: bool = True) -> subprocess.CompletedProcess[str]:
     done = subprocess.run(  # noqa: S603 - systemctl, by its full path
-        [*systemctl, *arguments], capture_output=True, text=True, check=False, stdin=subprocess.DEVNULL
+        [*systemctl, *arguments],
+        capture_output=True,
+        text=True,
+        check=False,
+        stdin=subprocess.DEVNULL,
+        env=environment_for_others(),
     )
     if check and done.returncode != 0:
         raise BridgeError(f"systemctl {' '.join(arguments)}: {' '.join(done.stderr.split())}")

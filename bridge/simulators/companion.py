@@ -115,6 +115,20 @@ def _stop_signals() -> Iterator[tuple[socket.socket, Callable[[], bool]]]:
     "--event-rate", default=1.0, show_default=True, type=click.FloatRange(0, 1000), help="Events, Hz; 0: none."
 )
 @click.option(
+    "--imu-rate", default=200.0, show_default=True, type=click.FloatRange(0, 2000), help="IMU, Hz; 0: no such sensor."
+)
+@click.option(
+    "--imu-batch", default=10, show_default=True, type=click.IntRange(1, 80), help="Samples of the IMU in a message."
+)
+@click.option(
+    "--scene-rate",
+    default=30.0,
+    show_default=True,
+    type=click.FloatRange(0, 240),
+    help="JPEGs of the scene camera, Hz; 0: no such sensor.",
+)
+@click.option("--refuse-recording", metavar="TEXT", help="Say this to who starts a recording.  [default: record]")
+@click.option(
     "--offset-s", default=0.0, show_default=True, help="The device clock's UTC minus the host's at its origin."
 )
 @click.option("--drift-ppm", default=0.0, show_default=True, help="How much faster the device clock runs.")

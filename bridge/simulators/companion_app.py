@@ -6,19 +6,22 @@ Both directions of the path to the host can be delayed; discovery (ZRE) is not.
 
 from __future__ import annotations
 
+import json
 import logging
 import select
 import socket
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import zmq
 
 from bridge.simulators import companion_wire as wire
 from bridge.simulators.companion_clock import DeviceClock, Grid
-from bridge.simulators.companion_sensor import Producer, Scanpath, SimulatedSensor
+from bridge.simulators.companion_samples import Samples, World
+from bridge.simulators.companion_sensor import Producer, SimulatedSensor
 from bridge.simulators.network import DelayLine, Loss
 from bridge.simulators.truth import TruthWriter
 from bridge.simulators.zre_peer import ZreEvent, ZrePeer
@@ -28,7 +31,7 @@ _log = logging.getLogger(__name__)
 TIME_ECHO = "<<time>>"
 OFF_GRID = -1  # the truth's sequence of an event that came from the host
 
-_UNKNOWN_CONTROL, _WRONG_VALUE = 1, 2
+_UNKNOWN_CONTROL, _WRONG_VALUE, _REFUSED = 1, 2, 3
 _MAX_BATCH = 200  # messages taken from a socket before samples get their turn: a flood must not stop them
 _IDLE_S = 0.5
 
@@ -53,8 +56,9 @@ class Path:
 class CompanionApp:
     """Serves hosts until it is told to stop. Everything that it is given stays the caller's to close.
 
-    ``gaze_grid``/``event_grid`` None: that sensor makes no samples of its own. ``restart_step_ns`` is added to the
-    clock whenever the last streaming sensor stops.
+    ``sensors`` are those that send data, each with the grid of its samples; None: it makes none of its own. One is the
+    event sensor. ``restart_step_ns`` is added to the clock whenever the last streaming sensor stops. ``refusal`` is
+    what it says to those who start a recording; None: it records.
     """
 
     def __init__(
@@ -63,44 +67,43 @@ class CompanionApp:
         peer: ZrePeer,
         commands: zmq.Socket[bytes],
         notifications: zmq.Socket[bytes],
-        gaze: SimulatedSensor,
-        event: SimulatedSensor,
+        sensors: list[tuple[SimulatedSensor, Grid | None]],
         hardware: SimulatedSensor,
+        refusal: str | None,
         clock: DeviceClock,
         restart_step_ns: int,
-        gaze_grid: Grid | None,
-        event_grid: Grid | None,
-        scanpath: Scanpath,
+        world: World,
         path: Path,
         truth: TruthWriter,
     ) -> None:
         self._peer = peer
         self._commands = commands
         self._notifications = notifications
-        self._gaze = gaze
-        self._event = event
-        self._sensors = (gaze, event, hardware)
-        self._by_key = {sensor.key: sensor for sensor in self._sensors}
+        (self._event,) = (sensor for sensor, _ in sensors if sensor.attach.sensor_type == "event")
+        self._hardware = hardware
+        self.sensors = (*(sensor for sensor, _ in sensors), hardware)
+        self._by_key = {sensor.key: sensor for sensor in self.sensors}
+        self._refusal = refusal
         self._clock = clock
         self._restart_step_ns = restart_step_ns
-        self._scanpath = scanpath
         self._path = path
         self._truth = truth
-        self._producers: list[Producer] = []
-        if gaze_grid is not None:
-            self._producers.append(Producer(gaze, gaze_grid, self._publish_gaze))
-        if event_grid is not None:
-            self._producers.append(Producer(event, event_grid, self._publish_own_event))
+        self._samples = Samples(world, lambda: self._clock, self._send, truth)
+        self._producers = [
+            Producer(sensor, grid, partial(self._samples.of_kind(sensor.attach.sensor_type), sensor))
+            for sensor, grid in sensors
+            if grid is not None
+        ]
         self.malformed = 0
 
     def announce(self) -> None:
         """SHOUT every attach to the group."""
-        for sensor in self._sensors:
+        for sensor in self.sensors:
             self._peer.shout(wire.GROUP, sensor.attach.encode())
 
     def retire(self) -> None:
         """SHOUT every detach to the group."""
-        for sensor in self._sensors:
+        for sensor in self.sensors:
             self._peer.shout(wire.GROUP, wire.encode_detach(sensor.uuid))
 
     def serve(self, wakeup: socket.socket, stopped: Callable[[], bool]) -> bool:
@@ -150,7 +153,7 @@ class CompanionApp:
 
     def _on_zre(self, event: ZreEvent) -> None:
         if event.kind == "JOIN" and event.group == wire.GROUP:
-            for sensor in self._sensors:
+            for sensor in self.sensors:
                 self._peer.whisper(event.peer, sensor.attach.encode())
         elif event.kind == "WHISPER":
             self._path.whispers_up.put(event.content, event.received_ns)
@@ -196,6 +199,8 @@ class CompanionApp:
             self._notify_error(sensor, control_id, _UNKNOWN_CONTROL, "unknown control", arrived_ns)
         elif type(command.value) is not type(known.default):
             self._notify_error(sensor, control_id, _WRONG_VALUE, "value of the wrong type", arrived_ns)
+        elif control_id == "local_capture" and command.value is True and self._refusal is not None:
+            self._notify_error(sensor, control_id, _REFUSED, self._refusal, arrived_ns)
         else:
             streamed = self._streams
             known.value = command.value
@@ -204,10 +209,18 @@ class CompanionApp:
             self._notify_update(sensor, control_id, {"value": known.value}, arrived_ns)
             for producer in self._producers:
                 producer.follow(arrived_ns)
+            if not sensor.streaming:
+                self._samples.paused(sensor.attach.sensor_type)
+            if sensor is self._hardware:
+                self._record_control(control_id, command.value, arrived_ns)
+
+    def _record_control(self, control_id: str, value: object, arrived_ns: int) -> None:
+        device_ns, text = self._clock.device_ns(arrived_ns), json.dumps({control_id: value})
+        self._truth.record("control", OFF_GRID, device_ns=device_ns, host_ns=arrived_ns, sent=True, payload=text)
 
     @property
     def _streams(self) -> bool:
-        return any(sensor.streaming for sensor in self._sensors)
+        return any(sensor.streaming for sensor in self.sensors)
 
     def _notify_update(self, sensor: SimulatedSensor, control_id: str, changes: dict[str, Any], now_ns: int) -> None:
         update = wire.encode_update(control_id, sensor.next_notification(), changes)
@@ -225,18 +238,6 @@ class CompanionApp:
             if not due:
                 return
             min(due, key=lambda producer: producer.next_ns or 0).publish_next()
-
-    def _publish_gaze(self, sequence: int, instant_ns: int) -> None:
-        device_ns = self._clock.device_ns(instant_ns)
-        position = self._scanpath.at((instant_ns - self._clock.origin_ns) / 1e9)
-        sent = self._send(self._gaze, wire.encode_gaze(device_ns, *position), instant_ns)
-        self._truth.record("gaze", sequence, device_ns=device_ns, host_ns=instant_ns, sent=sent, payload=position)
-
-    def _publish_own_event(self, sequence: int, instant_ns: int) -> None:
-        device_ns = self._clock.device_ns(instant_ns)
-        text = f"sim.{sequence}"
-        sent = self._send(self._event, wire.encode_event(device_ns, text), instant_ns)
-        self._truth.record("event", sequence, device_ns=device_ns, host_ns=instant_ns, sent=sent, payload=text)
 
     def _send(self, sensor: SimulatedSensor, message: tuple[bytes, bytes], now_ns: int) -> bool:
         """Hand a data message to the network; without a delay it leaves at once. False: it is lost."""

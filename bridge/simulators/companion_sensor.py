@@ -1,4 +1,4 @@
-"""The parts of a simulated sensor: its controls, its samples' instants, and the gaze that it makes up."""
+"""The parts of a simulated sensor: its controls, its samples' instants, and what it makes up: gaze and head motion."""
 
 from __future__ import annotations
 
@@ -103,4 +103,21 @@ class Scanpath:
         turns = math.tau * time_s
         x = width / 2 + 400 * math.sin(0.31 * turns + slow_x) + 90 * math.sin(1.9 * turns + fast_x)
         y = height / 2 + 400 * math.sin(0.23 * turns + slow_y) + 90 * math.sin(1.3 * turns + fast_y)
-        return as_float32(x, y)
+        x, y = as_float32(x, y)
+        return x, y
+
+
+class HeadMotion:
+    """A head that nods and turns, in the IMU's own axes: acceleration x, y, z in g, angular velocity in deg/s."""
+
+    def __init__(self, random: Random) -> None:
+        self._phases = [random.uniform(0, math.tau) for _ in range(6)]
+
+    def at(self, time_s: float) -> tuple[float, ...]:
+        """Float32 values. The head is upright but for a few degrees: gravity is on y."""
+        turns = math.tau * time_s
+        a, b, c, d, e, f = (
+            math.sin(rate_hz * turns + phase)
+            for rate_hz, phase in zip((0.7, 1.1, 0.9, 0.5, 0.3, 0.8), self._phases, strict=True)
+        )
+        return as_float32(0.08 * a, -1.0 + 0.03 * b, 0.1 * c, 20 * d, 35 * e, 8 * f)

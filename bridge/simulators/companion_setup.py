@@ -16,7 +16,9 @@ import zmq
 from bridge.simulators import companion_wire as wire
 from bridge.simulators.companion_app import CompanionApp, Path
 from bridge.simulators.companion_clock import DeviceClock, Grid, utc_at
-from bridge.simulators.companion_sensor import Control, Scanpath, SimulatedSensor
+from bridge.simulators.companion_samples import World
+from bridge.simulators.companion_scene import Scene
+from bridge.simulators.companion_sensor import SCENE_PX, Control, HeadMotion, Scanpath, SimulatedSensor
 from bridge.simulators.network import DelayLine, Loss
 from bridge.simulators.truth import TruthWriter
 from bridge.simulators.zre_peer import ZrePeer
@@ -35,6 +37,10 @@ class CompanionOptions:
     beacon_port: int = 5670
     gaze_rate: float = 120.0
     event_rate: float = 1.0
+    imu_rate: float = 200.0
+    imu_batch: int = 10
+    scene_rate: float = 30.0
+    refuse_recording: str | None = None
     offset_s: float = 0.0
     drift_ppm: float = 0.0
     restart_step_s: float = 0.0
@@ -53,10 +59,12 @@ class CompanionOptions:
 
 @dataclass(frozen=True, slots=True)
 class CompanionSockets:
-    """What hosts connect to. Gaze and events have an endpoint each, notifications and commands are shared."""
+    """What hosts connect to. Data have an endpoint a sensor, notifications and commands are shared."""
 
     gaze: zmq.Socket[bytes]
     event: zmq.Socket[bytes]
+    imu: zmq.Socket[bytes]
+    scene: zmq.Socket[bytes]
     notifications: zmq.Socket[bytes]
     commands: zmq.Socket[bytes]
 
@@ -64,7 +72,7 @@ class CompanionSockets:
 @contextmanager
 def bind(context: zmq.Context[Any], options: CompanionOptions) -> Iterator[CompanionSockets]:
     """Bound sockets, closed at the end. Raises `zmq.ZMQError` when the address is not this machine's."""
-    sockets = [context.socket(kind) for kind in (zmq.PUB, zmq.PUB, zmq.PUB, zmq.PULL)]
+    sockets = [context.socket(kind) for kind in (zmq.PUB, zmq.PUB, zmq.PUB, zmq.PUB, zmq.PUB, zmq.PULL)]
     try:
         for each in sockets:
             each.bind(f"tcp://{options.interface}:*")
@@ -113,6 +121,9 @@ def build(
 ) -> tuple[CompanionApp, dict[str, Any]]:
     """The app, and the line that tells the world that it is ready."""
 
+    def streaming() -> dict[str, Control]:
+        return {"streaming": Control("Streaming", default=False)}
+
     def sensor(name: str, kind: str, data: zmq.Socket[bytes] | None, controls: dict[str, Control]) -> SimulatedSensor:
         seed = options.name if options.sensor_uuid_seed is None else options.sensor_uuid_seed
         attach = wire.Attach(
@@ -125,8 +136,16 @@ def build(
         )
         return SimulatedSensor(attach, data, controls)
 
-    gaze = sensor("Gaze", "gaze", sockets.gaze, {"streaming": Control("Streaming", default=False)})
-    event = sensor("Event", "event", sockets.event, {"streaming": Control("Streaming", default=False)})
+    gaze = sensor("Gaze", "gaze", sockets.gaze, streaming())
+    event = sensor("Event", "event", sockets.event, streaming())
+    imu = sensor("IMU", "imu", sockets.imu, streaming())
+    scene = sensor("PI world v1", "video", sockets.scene, streaming())
+    with_grids = [
+        (gaze, _grid(clock.origin_ns, options.gaze_rate)),
+        (event, _grid(clock.origin_ns, options.event_rate)),
+        *((imu, grid) for grid in (_grid(clock.origin_ns, options.imu_rate),) if grid is not None),
+        *((scene, grid) for grid in (_grid(clock.origin_ns, options.scene_rate),) if grid is not None),
+    ]
     recording = {
         "local_capture": Control("Local capture", default=False),
         "capture_session_name": Control("Session name", default=""),
@@ -136,14 +155,17 @@ def build(
         peer=peer,
         commands=sockets.commands,
         notifications=sockets.notifications,
-        gaze=gaze,
-        event=event,
+        sensors=with_grids,
         hardware=hardware,
+        refusal=options.refuse_recording,
         clock=clock,
         restart_step_ns=round(options.restart_step_s * 1e9),
-        gaze_grid=_grid(clock.origin_ns, options.gaze_rate),
-        event_grid=_grid(clock.origin_ns, options.event_rate),
-        scanpath=Scanpath(Random(f"{options.seed}/scanpath")),
+        world=World(
+            scanpath=Scanpath(Random(f"{options.seed}/scanpath")),
+            motion=HeadMotion(Random(f"{options.seed}/head")),
+            imu_batch=options.imu_batch,
+            scene=Scene(*SCENE_PX, f"{options.seed}/room"),
+        ),
         path=_path(options),
         truth=truth,
     )
@@ -152,8 +174,13 @@ def build(
         "kind": "companion",
         "name": options.name,
         "zre_uuid": str(peer.identity),
-        "sensors": {each.attach.sensor_type: each.uuid for each in (gaze, event, hardware)},
-        "streams": {"gaze": options.gaze_rate, "event": options.event_rate},
+        "sensors": {sensor.attach.sensor_type: sensor.uuid for sensor in app.sensors},
+        "streams": {
+            "gaze": options.gaze_rate,
+            "event": options.event_rate,
+            "imu": options.imu_rate,
+            "scene": options.scene_rate,
+        },
         "clock": {
             "origin_ns": clock.origin_ns,
             "utc_at_origin_ns": clock.utc_at_origin_ns,

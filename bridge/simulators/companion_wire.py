@@ -17,6 +17,10 @@ MAX_EVENT_NAME = 1024
 _GAZE_HEADER = struct.Struct("<Q")
 _GAZE_BODY = struct.Struct("<ff")
 _EVENT_HEADER = struct.Struct("<qii")
+_VIDEO_HEADER = struct.Struct("<LLLLQLL")
+_JPEG = 0x10
+_IMU_HEADER = struct.Struct("<LLLLL")
+_IMU_SAMPLE = struct.Struct("<Qffffff")
 _UTF8 = 0
 _INT64 = range(-(2**63), 2**63)
 
@@ -74,16 +78,26 @@ def encode_gaze(device_ns: int, x_px: float, y_px: float) -> tuple[bytes, bytes]
     return _GAZE_HEADER.pack(device_ns), _GAZE_BODY.pack(x_px, y_px)
 
 
-def as_float32(x: float, y: float) -> tuple[float, float]:
-    """The position that a receiver of `encode_gaze` will read."""
-    rounded: tuple[float, float] = _GAZE_BODY.unpack(_GAZE_BODY.pack(x, y))
-    return rounded
+def as_float32(*values: float) -> tuple[float, ...]:
+    """The numbers that a receiver will read."""
+    return struct.unpack(f"<{len(values)}f", struct.pack(f"<{len(values)}f", *values))
 
 
 def encode_event(device_ns: int, text: str) -> tuple[bytes, bytes]:
     """Header and body."""
     body = text.encode()
     return _EVENT_HEADER.pack(device_ns, len(body), _UTF8), body
+
+
+def encode_jpeg(device_ns: int, sequence: int, size_px: tuple[int, int], image: bytes) -> tuple[bytes, bytes]:
+    """Header and body of a video frame."""
+    return _VIDEO_HEADER.pack(_JPEG, *size_px, sequence & 0xFFFFFFFF, device_ns, len(image), 0), image
+
+
+def encode_imu(sequence: int, samples: list[tuple[int, tuple[float, ...]]]) -> tuple[bytes, bytes]:
+    """Header and body of a batch; a sample is its device time, acceleration in g and angular velocity in deg/s."""
+    body = b"".join(_IMU_SAMPLE.pack(device_ns, *values) for device_ns, values in samples)
+    return _IMU_HEADER.pack(0, 6, sequence & 0xFFFFFFFF, len(body), 0), body
 
 
 @dataclass(frozen=True, slots=True)

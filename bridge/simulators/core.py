@@ -19,7 +19,8 @@ import click
 import zmq
 
 from bridge.errors import ConfigError
-from bridge.simulators.core_capture import Capture, CoreOptions
+from bridge.simulators.core_capture import Capture, CaptureCrashed
+from bridge.simulators.core_options import CoreOptions
 from bridge.simulators.core_synthetic import synthesise
 from bridge.simulators.tape import SHORT_TAPE, load
 from bridge.simulators.truth import TruthWriter
@@ -27,6 +28,7 @@ from bridge.simulators.truth import TruthWriter
 __all__ = ["CoreOptions", "command", "run"]
 
 EXIT_CONFIG = 78
+EXIT_CRASHED = 1
 
 log = logging.getLogger(__name__)
 
@@ -35,7 +37,7 @@ def run(options: CoreOptions) -> int:
     """Be a Pupil Capture until SIGINT, SIGTERM or the duration's end; the exit status. For a main thread only.
 
     Prints one JSON line on stdout when everything is bound, before the first message. 78: a tape, an address or a
-    truth file cannot be used.
+    truth file cannot be used. 1: Capture has crashed, as the real one does.
     """
     try:
         tape = synthesise(options.gaze_rate, options.pupil_rate) if options.synthesise else load(options.tape)
@@ -45,6 +47,9 @@ def run(options: CoreOptions) -> int:
     except (ConfigError, ValueError, OSError, zmq.ZMQError) as error:
         log.error("%s", error)
         return EXIT_CONFIG
+    except CaptureCrashed as error:
+        log.error("Process Capture crashed with trace: %s", error)
+        return EXIT_CRASHED
     return 0
 
 
@@ -108,7 +113,15 @@ class _Stop:
     "--duration", "duration_s", default=0.0, show_default=True, type=click.FloatRange(0), help="s; 0: for ever."
 )
 @click.option("--topics", default="", help="Topics to publish, prefixes with commas between them.  [default: all]")
-def command(tape: Path | None, topics: str, **options: Any) -> None:
+@click.option(
+    "--frame-rate", default=30.0, show_default=True, type=click.FloatRange(0, 1000), help="Hz a camera; 0: no images."
+)
+@click.option("--frames-by-plugin", is_flag=True, help="Images once Frame_Publisher was started, as before Pupil 2.1.")
+@click.option(
+    "--missing-plugins", default="", help="Names of plugins that cannot be started, with commas between them."
+)
+@click.option("--calibration-error", default="", help="The reason for which every calibration fails.  [default: none]")
+def command(tape: Path | None, topics: str, missing_plugins: str, **options: Any) -> None:
     """Be a Pupil Capture: Pupil Remote and the IPC backbone, with a clock of its own.
 
     One JSON line on stdout tells the ports when all is bound. SIGINT and SIGTERM end it.
@@ -116,8 +129,12 @@ def command(tape: Path | None, topics: str, **options: Any) -> None:
     if tape is not None and options["synthesise"]:
         raise click.UsageError("--tape and --synthesise exclude each other")
     logging.basicConfig(stream=sys.stderr, level=logging.INFO, format="%(levelname)s %(name)s: %(message)s")
-    prefixes = tuple(prefix.strip() for prefix in topics.split(",") if prefix.strip())
-    sys.exit(run(CoreOptions(tape=tape or SHORT_TAPE, topics=prefixes, **options)))
+    prefixes, missing = _split(topics), _split(missing_plugins)
+    sys.exit(run(CoreOptions(tape=tape or SHORT_TAPE, topics=prefixes, missing_plugins=missing, **options)))
+
+
+def _split(words: str) -> tuple[str, ...]:
+    return tuple(word.strip() for word in words.split(",") if word.strip())
 
 
 if __name__ == "__main__":

@@ -15,14 +15,16 @@ import sys
 import threading
 import time
 from collections import Counter
+from typing import Any
 
 import pylsl
 
 from bridge import __version__
 from bridge.clock import Mapped
 from bridge.clock.host import sandwich
+from bridge.config import Config
 from bridge.errors import BridgeError
-from bridge.pipeline import ClockEvent, ClockStatus
+from bridge.pipeline import ClockEvent, ClockStatus, Request
 from bridge.streams import DeviceDescriptor, Frame, Sample, StreamDescriptor
 
 log = logging.getLogger(__name__)
@@ -89,6 +91,15 @@ class LslSink:
         self._host_to_lsl_ns = 0
         if not sys.platform.startswith("linux"):
             self._host_to_lsl_ns, _ = sandwich(lambda: round(pylsl.local_clock() * 1e9))
+
+    def serve(self, request: Request, config: Config) -> None:
+        """Nobody at LSL can ask for anything yet."""
+
+    def configured(self, config: Config) -> None:
+        """Nothing of it can change while outlets are open."""
+
+    def told(self, status: dict[str, Any]) -> None:
+        """The Sync streams say it."""
 
     def open_device(self, device: DeviceDescriptor) -> None:
         self._outputs[device.name] = []

@@ -11,11 +11,11 @@ import zmq
 
 from bridge.errors import DeviceUnavailable, MalformedMessage
 from bridge.sources.interfaces import find_interface
-from bridge.sources.pupil_core import PupilRemote
+from bridge.sources.pupil_remote import PupilRemote
 from bridge.sources.zre import ZreEvent, ZreNode
 from bridge.wire import ndsi
 
-USED_SENSORS = ("gaze", "event", "hardware")
+USED_SENSORS = ("gaze", "event", "imu", "video", "hardware")
 BEACON_PORT = 5670
 MAX_PEERS = 200  # that are listed
 MAX_SENSORS = 100  # that are listed of each

@@ -1,13 +1,13 @@
 """Companion devices over NDSI v4: discovered by ZRE, read by ZeroMQ, their clocks measured by ``<<time>>`` echoes.
 
-Protocol: pupil-labs.com's NDSI v4 specification. Sensors used: gaze, event, hardware; other types are listed.
+Protocol: pupil-labs.com's NDSI v4 specification. Sensors used: hardware, and those that the configuration chooses of
+gaze, event, IMU and cameras; others are listed.
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
-import math
 import os
 import socket
 import uuid
@@ -18,191 +18,27 @@ import zmq
 
 from bridge.clock.host import monotonic_ns
 from bridge.config import ClockConfig, NdsiDevice, NdsiSource
-from bridge.errors import DeviceUnavailable, MalformedMessage
+from bridge.errors import DeviceUnavailable, MalformedMessage, Refused
 from bridge.names import KEPT_IDS, DeviceNames
 from bridge.pipeline import Device, Pipeline
 from bridge.service.quiet import LineBudget
 from bridge.sources.interfaces import Interface, find_interface
-from bridge.sources.ndsi_echo import EchoExchange, Owed
-from bridge.sources.ndsi_sensor import Sensor, check_endpoints
+from bridge.sources.ndsi_phone import Phone
+from bridge.sources.ndsi_sensor import check_endpoints
+from bridge.sources.ndsi_streams import streams
 from bridge.sources.zre import ZreEvent, ZreNode
-from bridge.streams import Channel, DeviceDescriptor, GazeLayout, StreamDescriptor, StreamKind
+from bridge.streams import DeviceDescriptor
 from bridge.wire import ndsi
 
 log = logging.getLogger(__name__)
 
-NAN = math.nan
 WATCH_INTERVAL_S = 1.0
-PING_POLL_S = 0.05
 SILENT_AFTER_NS = 1_500_000_000  # a device that streams and is silent for this long is not in the way of another
-MAX_SENSORS_PER_PEER = 6  # of the types that are used, of which a phone has three
 # The usual limit of 1024 file descriptors has to do, also for phones that only pretend to be some. What is configured
 # comes on top.
 MAX_PHONES = 12  # up to 36 file descriptors each
 MAX_POSTPONED = 1000  # announcements while the devices are changed, half a second
 MAX_DISCOVERED = 12  # devices besides those that are configured: each has outlets for as long as the daemon runs
-
-GAZE_CHANNELS = (
-    Channel("x", "pixels", "ScreenX", coordinate_system="world"),
-    Channel("y", "pixels", "ScreenY", coordinate_system="world"),
-    Channel("worn", "boolean", "Worn"),
-)
-GAZE_LAYOUT = GazeLayout(0, 1, False, ndsi.SCENE_WIDTH_PX, ndsi.SCENE_HEIGHT_PX, worn_index=2)
-
-
-class Phone:
-    """One ZRE peer that announces sensors: the life of an app on the network."""
-
-    def __init__(
-        self, source: NdsiDeviceSource, peer: uuid.UUID, own_name: str, config: NdsiDevice, device: Device
-    ) -> None:
-        self.peer = peer
-        self.own_name = own_name
-        self.device = device
-        self.sensors: dict[str, Sensor] = {}
-        self.ids: set[str] = set()  # of its sensors, the unused ones too
-        self.announced: dict[str, ndsi.Attach] = {}
-        self.last_data_ns = monotonic_ns()
-        self._source = source
-        self._gaze = device.stream(gaze_stream(device.descriptor, config))
-        self._event = device.stream(event_stream(device.descriptor, config))
-        self._exchange: EchoExchange | None = None
-        self._owed = Owed()
-        self._exchanges = 0
-        self._was_without_echo = False
-        self.task: asyncio.Task[None] | None = None
-
-    @property
-    def name(self) -> str:
-        return self.device.descriptor.name
-
-    def attach(self, attach: ndsi.Attach) -> None:
-        """Opens the sensor, if it is of a type that is used."""
-        known = self.sensors.get(attach.sensor_uuid)
-        if known is not None:
-            if known.attach == attach:
-                return  # whispered and shouted
-            self.detach(attach.sensor_uuid)
-        on_data = {"gaze": self._on_gaze, "event": self._on_event}.get(attach.sensor_type)
-        if on_data is None and attach.sensor_type != "hardware":
-            log.debug("%s: sensor %r of type %r is not used", self.name, attach.sensor_name, attach.sensor_type)
-            return
-        if len(self.sensors) >= MAX_SENSORS_PER_PEER:
-            self.device.malformed["too_many_sensors"] += 1
-            return
-        if attach.sensor_type == "event" and self._was_without_echo:
-            # Whether the app's clock went on meanwhile is not known.
-            self._was_without_echo = False
-            self.device.attached()
-        try:
-            self.sensors[attach.sensor_uuid] = Sensor(
-                self._source.loop,
-                self._source.context,
-                attach,
-                device=self.name,
-                malformed=self.device.malformed,
-                lines=self._source.lines,
-                on_data=on_data,
-                on_control=self._on_control,
-            )
-        except zmq.ZMQError as error:
-            self.device.malformed["no_connection"] += 1
-            text = "%s: sensor %r cannot be connected to: %s"
-            self._say(text, attach.sensor_name, error, stream=attach.sensor_type)
-            return
-        self._say("%s: sensor %r (%s) attached", attach.sensor_name, attach.sensor_type, stream=attach.sensor_type)
-
-    def detach(self, sensor_uuid: str) -> None:
-        sensor = self.sensors.pop(sensor_uuid, None)
-        if sensor is not None:
-            sensor.close()
-            self._was_without_echo |= sensor.attach.sensor_type == "event"
-            self._say("%s: sensor %r detached", sensor.attach.sensor_name, stream=sensor.attach.sensor_type)
-
-    def _say(self, text: str, *arguments: object, stream: str | None = None) -> None:
-        fields = {"DEVICE": self.name, "SOURCE": self._source.name}
-        if stream is not None:
-            fields["STREAM"] = stream
-        log.log(self._source.lines.level(logging.INFO), text, self.name, *arguments, extra=fields)
-
-    def close(self) -> None:
-        self.device.recording = None
-        for sensor_uuid in list(self.sensors):
-            self.sensors.pop(sensor_uuid).close()
-        if self.task is not None:
-            self.task.cancel()
-
-    def _event_sensors(self) -> list[Sensor]:
-        return [sensor for sensor in self.sensors.values() if sensor.attach.sensor_type == "event"]
-
-    def _on_gaze(self, frames: list[bytes]) -> None:
-        received_ns = monotonic_ns()
-        try:
-            device_ns, x, y = ndsi.decode_gaze(frames)
-        except MalformedMessage:
-            self.device.malformed["gaze"] += 1
-            return
-        self.last_data_ns = received_ns
-        self._gaze.sample(device_ns, received_ns, (x, y, NAN))
-
-    def _on_event(self, frames: list[bytes]) -> None:
-        received_ns = monotonic_ns()
-        try:
-            device_ns, text = ndsi.decode_event(frames)
-        except MalformedMessage:
-            self.device.malformed["event"] += 1
-            return
-        self.last_data_ns = received_ns
-        if text == ndsi.TIME_ECHO:
-            if self._exchange is not None:
-                self._exchange.echo(device_ns, received_ns)
-            else:
-                self._owed.echo()
-            return
-        self._event.sample(device_ns, received_ns, text)
-
-    def _on_control(self, update: ndsi.ControlUpdate) -> None:
-        if update.control_id == "local_capture":
-            self.device.recording = update.value is True
-            self.plan_pings()
-
-    def plan_pings(self) -> None:
-        """Rarely while the device records: each ping lands in the participant's recording."""
-        plan, intervals = self.device.clock.plan, self._source.clock_config
-        recording = self.device.recording is True
-        plan.interval_ns = intervals.recording_ping_interval_ns if recording else intervals.ping_interval_ns
-        plan.pairs = not recording
-
-    def ping_sent(self, token: bytes, sent_ns: int) -> None:
-        exchange, number = token.split(b".")
-        if self._exchange is not None and int(exchange) == self._exchanges:
-            self._exchange.sent(int(number), sent_ns)
-
-    async def keep_time(self) -> None:
-        """Asks the device for its time whenever its clock wants to know."""
-        clock = self.device.clock
-        payload = ndsi.encode_event(ndsi.TIME_ECHO, None)
-
-        def send(number: int) -> None:
-            self._source.node.whisper_stamped(self.peer, payload, b"%d.%d" % (self._exchanges, number))
-
-        while True:
-            wait_s = (clock.plan.next_ns() - monotonic_ns()) / 1e9
-            may_echo = any(sensor.may_echo for sensor in self._event_sensors())
-            if wait_s > 0 or not may_echo or self._owed.waits(monotonic_ns()):
-                await asyncio.sleep(min(max(wait_s, PING_POLL_S), 4 * PING_POLL_S))
-                continue
-            self._exchange = exchange = EchoExchange(send, 2 if clock.plan.pairs else 1)
-            self._exchanges += 1
-            exchange.begin()
-            clock.plan.sent(monotonic_ns())
-            trips = await exchange.result()
-            self._exchange = None
-            self._owed.after(exchange, clock.locked, monotonic_ns())
-            if not trips:
-                self.device.malformed["echo_lost_or_doubtful"] += 1
-            for trip in trips:
-                self.device.ping(trip)
 
 
 class NdsiDeviceSource:
@@ -348,7 +184,7 @@ class NdsiDeviceSource:
                 self._announced(event)
             case "SENT":
                 if (phone := self._phones.get(event.peer)) is not None:
-                    phone.ping_sent(event.content[0], event.sent_ns)
+                    phone.sent(event.content[0], event.sent_ns)
             case "EXIT":
                 self._peer_gone(event.peer)
 
@@ -457,37 +293,19 @@ class NdsiDeviceSource:
             ),
             config.path_asymmetry_ns,
         )
-        device.stream(gaze_stream(device.descriptor, config))
-        device.stream(event_stream(device.descriptor, config))
+        if not device.streams:  # a file of intrinsics that has changed since is a matter for the next reload
+            for stream in streams(device.descriptor, config):
+                device.stream(stream)
+        device.actions = {
+            "record": lambda given: self._named(config.name).record(given),
+            "event": lambda given: self._named(config.name).send_event(given),
+            "annotate": lambda given: self._named(config.name).send_event(given),
+        }
         return device
 
-
-def gaze_stream(device: DeviceDescriptor, config: NdsiDevice) -> StreamDescriptor:
-    return StreamDescriptor(
-        device=device,
-        name="gaze",
-        kind=StreamKind.GAZE,
-        lsl_suffix="Gaze",
-        lsl_type="Gaze",
-        channels=GAZE_CHANNELS,
-        expected_rate_hz=config.gaze.expected_rate_hz,
-        instant="stamped by the Companion app; the cameras' latency before that is not known",
-        latency_ns=config.gaze.latency_ns,
-        layout=GAZE_LAYOUT,
-    )
-
-
-def event_stream(device: DeviceDescriptor, config: NdsiDevice) -> StreamDescriptor:
-    return StreamDescriptor(
-        device=device,
-        name="event",
-        kind=StreamKind.EVENT,
-        lsl_suffix="Event",
-        lsl_type="Markers",
-        expected_rate_hz=config.event.expected_rate_hz,
-        instant="the sender's time where it gave one, else arrival at the app",
-        latency_ns=config.event.latency_ns,
-        # A sender may give any time, also one before the last event's: that is what happened then.
-        in_order=False,
-        arrivals_bound_clock=False,
-    )
+    def _named(self, name: str) -> Phone:
+        """The phone that is this device now. Raises Refused."""
+        phone = next((phone for phone in self._phones.values() if phone.name == name), None)
+        if phone is None:
+            raise Refused(f"{name}: the device is not there")
+        return phone

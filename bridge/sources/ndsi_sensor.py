@@ -15,13 +15,16 @@ import zmq
 from bridge.errors import MalformedMessage
 from bridge.service.quiet import LineBudget
 from bridge.sources.zmqio import ZmqReader, subscriber
-from bridge.wire import ndsi
+from bridge.wire import ndsi, ndsi_media
 
 log = logging.getLogger(__name__)
 
 DATA_HIGH_WATER_MARK = 4_000  # 20 s of gaze at 200 Hz
 # A phone that sends more is not heard again before its sensor is attached anew: libzmq gives the connection up.
-MAX_DATUM_BYTES = 16 << 10  # an event's text has at most 4096
+MAX_DATUM_BYTES = 16 << 10  # an event's text has at most 4096, a batch of the IMU 2560
+# A camera's frames are large and soon old. Some more may wait in the system's buffers and at the phone.
+FRAMES_HIGH_WATER_MARK = 8
+MAX_FRAME_BYTES = ndsi_media.FRAME_MAX_BYTES + (1 << 10)  # one that is a little too large is counted
 NOTIFICATIONS_HIGH_WATER_MARK = 200
 MAX_NOTIFICATION_BYTES = 2 * ndsi.NOTIFICATION_MAX_BYTES
 ASK_AGAIN_S = 0.25
@@ -31,6 +34,8 @@ MAX_CONTROLS = 64  # kept of a sensor, whatever it sends
 MAX_VALUE_CHARS = 1024
 MAX_REFUSAL_CHARS = 200
 HOST = re.compile(r"tcp://(.+):[0-9]+")
+
+Notification = ndsi.ControlUpdate | ndsi.ControlRemove | ndsi.ControlError
 
 
 def check_endpoints(attach: ndsi.Attach, own_address: str) -> None:
@@ -73,6 +78,7 @@ class Sensor:
         self.streaming = False
         self._attached_at = loop.time()
         self.controls: dict[str, object] = {}
+        self.watchers: set[Callable[[Notification | None], None]] = set()  # of what it says; None: it has been closed
         self._loop = loop
         self._device = device
         self._label = f"{device} {attach.sensor_name!r}"
@@ -112,7 +118,10 @@ class Sensor:
                     self.streaming = True  # data is the proof, where the control's update was lost
                 on_data(frames)
 
-            data = subscriber(context, attach.data_endpoint, [topic], DATA_HIGH_WATER_MARK, MAX_DATUM_BYTES)
+            bounds = (DATA_HIGH_WATER_MARK, MAX_DATUM_BYTES)
+            if attach.sensor_type == "video":
+                bounds = (FRAMES_HIGH_WATER_MARK, MAX_FRAME_BYTES)
+            data = subscriber(context, attach.data_endpoint, [topic], *bounds)
             self._readers.append(ZmqReader(self._loop, data, on_frames))
         self._command.setsockopt(zmq.LINGER, 0)
         self._command.setsockopt(zmq.SNDHWM, 100)
@@ -124,19 +133,20 @@ class Sensor:
         if self._wants_streaming:
             missing = not self.streaming
             if "streaming" not in self.controls:
-                self._send(ndsi.encode_refresh_controls(self.attach.sensor_uuid))
+                self.send(ndsi.encode_refresh_controls(self.attach.sensor_uuid))
             if missing:
-                self._send(ndsi.encode_set_control(self.attach.sensor_uuid, "streaming", True))
+                self.send(ndsi.encode_set_control(self.attach.sensor_uuid, "streaming", True))
         else:
             missing = not self.controls
             if missing:
-                self._send(ndsi.encode_refresh_controls(self.attach.sensor_uuid))
+                self.send(ndsi.encode_refresh_controls(self.attach.sensor_uuid))
         if not missing:
             return
         self._timer = self._loop.call_later(self._ask_again_s, self._ask)
         self._ask_again_s = min(ASK_AGAIN_MAX_S, self._ask_again_s * 1.5)
 
-    def _send(self, frames: list[bytes]) -> None:
+    def send(self, frames: list[bytes]) -> None:
+        """A command. One that the device does not take now is lost."""
         try:
             self._command.send_multipart(frames, zmq.NOBLOCK)
         except zmq.Again:
@@ -149,6 +159,11 @@ class Sensor:
             self._malformed["notification"] += 1
             log.debug("%s: %s", self._label, error)
             return
+        self._take(notification)
+        for watcher in tuple(self.watchers):
+            watcher(notification)
+
+    def _take(self, notification: Notification) -> None:
         match notification:
             case ndsi.ControlUpdate(control_id=control_id, value=value):
                 if value is None and control_id in self.controls:
@@ -189,3 +204,5 @@ class Sensor:
         for reader in self._readers:
             reader.close()
         self._command.close(0)
+        for watcher in tuple(self.watchers):
+            watcher(None)

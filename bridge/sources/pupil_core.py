@@ -1,19 +1,18 @@
-"""Pupil Capture and Pupil Service over their Network API: gaze and pupil data, the clock by ``t`` on Pupil Remote.
+"""Pupil Capture and Pupil Service over their Network API: gaze, pupils and images, the clock by ``t``, and control.
 
-Source: docs.pupil-labs.com "Network API", and the behaviour of Pupil Capture 3.6. An empty request kills Pupil Remote
-for good, so none is ever sent; neither is ``T``, which sets the clock for everybody.
+Source: docs.pupil-labs.com "Network API", and the behaviour of Pupil Capture 3.6. What is not chosen is not subscribed
+to: publishers filter.
 """
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
-import re
-import socket
 from collections import Counter
+from collections.abc import Callable
 from typing import Any
 
-import msgspec
 import zmq
 
 from bridge.clock import RoundTrip
@@ -21,82 +20,53 @@ from bridge.clock.host import monotonic_ns
 from bridge.config import ClockConfig, NdsiSource, PupilCoreSource
 from bridge.errors import DeviceUnavailable, MalformedMessage
 from bridge.pipeline import Device, Pipeline
+from bridge.sources.pupil_core_control import PupilCoreControl
+from bridge.sources.pupil_core_streams import gaze_stream, pupil_stream, video_stream
+from bridge.sources.pupil_core_video import PupilCoreVideo
+from bridge.sources.pupil_remote import NoAnswer, PupilRemote, numeric
 from bridge.sources.zmqio import Lifeline, ZmqReader, subscriber
 from bridge.stream_input import StreamInput
-from bridge.streams import DeviceDescriptor, StreamDescriptor, StreamKind
+from bridge.streams import DeviceDescriptor
 from bridge.wire import pupil_core as wire
+from bridge.wire import pupil_core_channels as channels
+from bridge.wire import pupil_core_notes as notes
+from bridge.wire import pupil_remote as remote_wire
+from bridge.wire.pupil_core_frames import CAMERAS
+
+__all__ = ["NoAnswer", "PupilCoreDeviceSource", "PupilRemote"]
 
 log = logging.getLogger(__name__)
+OnFrames = Callable[[list[bytes]], None]
 
-REPLY_TIMEOUT_S = 1.0
 REQUESTS_LOST_UNTIL_GONE = 3
 HIGH_WATER_MARK = 10_000
 MAX_MESSAGE_BYTES = 32 << 20  # anybody can publish on the backbone; a larger one costs the connection
+NOTES_HIGH_WATER_MARK = 1000
+NOTES_MAX_BYTES = 1 << 20
 BURST = 8  # round trips in a row: the fastest of them counts, each is written to Capture's log
 DATA_PATIENCE_NS = 3_000_000_000  # without a datum, data and Pupil Remote are gone together
 BURST_INTERVAL_S = 3.0  # after the first bursts
 PORTS_CHECK_S = 5.0
 PING_POLL_S = 0.05
-INSTANT = "exposure of the eye image as Capture estimates it, a constant camera latency apart"
 
 
-class NoAnswer(DeviceUnavailable):
-    """Pupil Remote did not answer in time. It may answer the next request, on a new socket."""
+class Subscription:
+    """Topics of the backbone on a socket of their own, connected again for as long as it is open."""
 
-
-class PupilRemote:
-    """Requests to Pupil Remote, one at a time, on a new socket after each that was not answered."""
-
-    def __init__(self, loop: asyncio.AbstractEventLoop, context: zmq.Context[Any], address: str) -> None:
-        self._loop = loop
-        self._context = context
-        self._address = address
-        self._reader: ZmqReader | None = None
-        self._reply: asyncio.Future[tuple[bytes, int]] | None = None
-        self._requests = 0
-
-    async def ask(self, request: bytes) -> tuple[bytes, int, int]:
-        """(reply, sent_ns, received_ns). Raises NoAnswer when none came in a second."""
-        assert request, "an empty request kills Pupil Remote"
-        self._reply = self._loop.create_future()
+    def __init__(
+        self, loop: asyncio.AbstractEventLoop, data: zmq.Socket[bytes], backbone: str, on_frames: OnFrames
+    ) -> None:
+        """Owns the socket from now on. Raises zmq.ZMQError without a file descriptor."""
+        self._reader = ZmqReader(loop, data, on_frames)
         try:
-            if self._reader is None:
-                self._reader = self._open()
-            # What stands before the delimiter comes back with the reply: it tells a late or doubled one.
-            self._requests += 1
-            sent_ns = monotonic_ns()
-            self._reader.socket.send_multipart([b"%d" % self._requests, b"", request], zmq.NOBLOCK)
-            self._reader.poke()
-            async with asyncio.timeout(REPLY_TIMEOUT_S):
-                reply, received_ns = await self._reply
-        except (TimeoutError, zmq.Again) as error:
-            self.close()
-            raise NoAnswer(f"Pupil Remote at {self._address} does not answer") from error
-        except zmq.ZMQError as error:  # no file descriptors left
-            self.close()
-            raise NoAnswer(f"Pupil Remote at {self._address} cannot be asked: {error}") from error
-        finally:
-            self._reply = None
-        return reply, sent_ns, received_ns
-
-    def _open(self) -> ZmqReader:
-        # A DEALER with REQ's empty delimiter: REQ itself would fault on a reply that nobody asked for.
-        dealer: zmq.Socket[bytes] = self._context.socket(zmq.DEALER)
-        dealer.setsockopt(zmq.LINGER, 0)
-        dealer.setsockopt(zmq.MAXMSGSIZE, 1 << 16)
-        dealer.connect(f"tcp://{self._address}")
-        return ZmqReader(self._loop, dealer, self._replied)
-
-    def _replied(self, frames: list[bytes]) -> None:
-        received_ns = monotonic_ns()
-        if self._reply is None or self._reply.done() or len(frames) != 3 or frames[0] != b"%d" % self._requests:
-            return
-        self._reply.set_result((frames[2], received_ns))
+            self._lifeline = Lifeline(loop, data, backbone)
+        except zmq.ZMQError:
+            self._reader.close()
+            raise
 
     def close(self) -> None:
-        if self._reader is not None:
-            self._reader.close()
-            self._reader = None
+        self._lifeline.close()
+        self._reader.close()
 
 
 class PupilCoreDeviceSource:
@@ -110,6 +80,9 @@ class PupilCoreDeviceSource:
         self._device: Device
         self._gaze: StreamInput | None = None
         self._pupil: dict[tuple[int, str], StreamInput] = {}
+        self._cameras: dict[str, StreamInput] = {}
+        self._video: PupilCoreVideo | None = None
+        self._control: PupilCoreControl
         self._version: str | None = None
         self._last_datum_ns = 0
 
@@ -129,6 +102,10 @@ class PupilCoreDeviceSource:
             for eye in (0, 1):
                 for method in ("2d", "3d"):
                     self._pupil[eye, method] = self._device.stream(pupil_stream(descriptor, config, eye, method))
+        for topic, camera in CAMERAS.items():
+            if topic.decode() in config.topics:
+                self._cameras[camera] = self._device.stream(video_stream(descriptor, config, camera))
+        self._control = PupilCoreControl(self._device)
 
     @property
     def device_names(self) -> tuple[str, ...]:
@@ -151,40 +128,47 @@ class PupilCoreDeviceSource:
 
     async def run(self) -> None:
         loop = asyncio.get_running_loop()
-        host = await _numeric(loop, self._config.host)
+        config = self._config
+        host = await numeric(loop, config.host)
         context: zmq.Context[Any] = zmq.Context()
-        remote = PupilRemote(loop, context, f"{host}:{self._config.port}")
-        reader: ZmqReader | None = None
-        lifeline: Lifeline | None = None
         try:
-            ports = await self._ports(remote)
-            self._version = _printable((await remote.ask(b"v"))[0])
-            backbone = f"tcp://{host}:{ports[0]}"
-            topics = [f"{topic}.".encode() for topic in self._config.topics]
-            data = subscriber(context, backbone, topics, HIGH_WATER_MARK, MAX_MESSAGE_BYTES)
-            reader = ZmqReader(loop, data, self._on_datum)
-            lifeline = Lifeline(loop, reader.socket, backbone)
-            name = self._config.name
-            log.info("%s: Pupil Capture %s at %s", name, self._version, self._config.address, extra={"DEVICE": name})
-            self._device.attached()
-            await self._keep_time(remote, ports)
+            with contextlib.ExitStack() as open_:
+                remote = PupilRemote(loop, context, f"{host}:{config.port}")
+                open_.callback(remote.close)
+                ports = await self._ports(remote)
+                self._version = notes.printable((await remote.ask(b"v"))[0][:40].decode("utf-8", "replace"))
+                self._subscribe(open_, context, f"tcp://{host}:{ports[0]}")
+                told = "%s: Pupil Capture %s at %s"
+                log.info(told, config.name, self._version, config.address, extra={"DEVICE": config.name})
+                open_.callback(self._device.detached)
+                self._device.attached()
+                open_.callback(self._control.detach)
+                self._control.attach(remote)
+                await self._keep_time(remote, ports)
         except zmq.ZMQError as error:  # no file descriptors left
-            raise DeviceUnavailable(f"no connection to Pupil Capture at {self._config.address}: {error}") from error
+            raise DeviceUnavailable(f"no connection to Pupil Capture at {config.address}: {error}") from error
         finally:
-            self._device.detached()
-            if lifeline is not None:
-                lifeline.close()
-            if reader is not None:
-                reader.close()
-            remote.close()
+            self._video = None
             context.destroy(0)
+
+    def _subscribe(self, open_: contextlib.ExitStack, context: zmq.Context[Any], backbone: str) -> None:
+        """Opens the sockets of the backbone, to be closed with ``open_``. Raises zmq.ZMQError."""
+        loop = asyncio.get_running_loop()
+        said = subscriber(context, backbone, list(notes.TOPICS), NOTES_HIGH_WATER_MARK, NOTES_MAX_BYTES)
+        open_.callback(Subscription(loop, said, backbone, self._on_note).close)
+        if topics := [f"{topic}.".encode() for topic in self._config.topics if topic in ("gaze", "pupil")]:
+            data = subscriber(context, backbone, topics, HIGH_WATER_MARK, MAX_MESSAGE_BYTES)
+            open_.callback(Subscription(loop, data, backbone, self._on_datum).close)
+        if self._cameras:
+            self._video = PupilCoreVideo(context, backbone, self._config, self._device, self._cameras, self._counts)
+            open_.callback(self._video.close)
 
     async def _ports(self, remote: PupilRemote) -> tuple[int, int]:
         """Subscribe and publish port: new ones at each start of Capture."""
         try:
             return (
-                wire.parse_port((await remote.ask(b"SUB_PORT"))[0]),
-                wire.parse_port((await remote.ask(b"PUB_PORT"))[0]),
+                remote_wire.parse_port((await remote.ask(b"SUB_PORT"))[0]),
+                remote_wire.parse_port((await remote.ask(b"PUB_PORT"))[0]),
             )
         except MalformedMessage as error:
             self._counts["replies_malformed"] += 1
@@ -201,11 +185,22 @@ class PupilCoreDeviceSource:
         self._last_datum_ns = received_ns
         if isinstance(datum, wire.Gaze):
             if self._gaze is not None:
-                self._gaze.sample(datum.timestamp_ns, received_ns, wire.gaze_channels(datum))
+                self._gaze.sample(datum.timestamp_ns, received_ns, channels.gaze_channels(datum))
         else:
             stream = self._pupil.get((datum.eye_id, datum.method))
             if stream is not None:
-                stream.sample(datum.timestamp_ns, received_ns, wire.pupil_channels(datum))
+                stream.sample(datum.timestamp_ns, received_ns, channels.pupil_channels(datum))
+
+    def _on_note(self, frames: list[bytes]) -> None:
+        try:
+            self._control.on_note(notes.decode_note(frames))
+        except MalformedMessage as error:
+            unknown = isinstance(error, wire.UnknownTopic)
+            self._device.malformed["topics_unknown" if unknown else "notifications_malformed"] += 1
+
+    def _data_are_gone(self) -> bool:
+        last_ns = max(self._last_datum_ns, self._video.last_frame_ns if self._video is not None else 0)
+        return monotonic_ns() - last_ns > DATA_PATIENCE_NS
 
     async def _keep_time(self, remote: PupilRemote, ports: tuple[int, int]) -> None:
         """Measures the clock for as long as Pupil Remote answers, and sees when Capture has been started again."""
@@ -216,6 +211,9 @@ class PupilCoreDeviceSource:
         while True:
             wait_s = (clock.plan.next_ns() - monotonic_ns()) / 1e9
             if wait_s > 0:
+                if self._video is not None:
+                    with contextlib.suppress(NoAnswer):  # round trips show that soon
+                        await self._video.attend(remote)
                 await asyncio.sleep(min(max(wait_s, PING_POLL_S), 4 * PING_POLL_S))
                 continue
             clock.plan.sent(monotonic_ns())
@@ -234,7 +232,7 @@ class PupilCoreDeviceSource:
                 check_ports_at_ns = 0  # it may have been started again in between
                 if lost < REQUESTS_LOST_UNTIL_GONE:
                     continue
-                if monotonic_ns() - self._last_datum_ns > DATA_PATIENCE_NS:
+                if self._data_are_gone():
                     raise
                 if lost == REQUESTS_LOST_UNTIL_GONE:
                     # Anybody's empty request ends Pupil Remote, and only that, for good: the data are worth having.
@@ -248,63 +246,7 @@ class PupilCoreDeviceSource:
         for _ in range(BURST):
             reply, sent_ns, received_ns = await remote.ask(b"t")
             try:
-                trips.append(RoundTrip(sent_ns, wire.parse_time(reply), received_ns))
+                trips.append(RoundTrip(sent_ns, remote_wire.parse_time(reply), received_ns))
             except MalformedMessage:
                 self._counts["replies_malformed"] += 1
         return trips
-
-
-async def _numeric(loop: asyncio.AbstractEventLoop, host: str) -> str:
-    """The address of a host, looked up here: libzmq would do it in the thread that the end of its context waits for.
-
-    Raises DeviceUnavailable when it is not known now.
-    """
-    if re.fullmatch(r"[0-9.]+", host) or ":" in host:
-        return f"[{host}]" if ":" in host else host
-    try:
-        found = await loop.getaddrinfo(host, None, family=socket.AF_INET, type=socket.SOCK_STREAM)
-    except OSError as error:
-        raise DeviceUnavailable(f"the address of {host} is not known: {error.strerror or error}") from error
-    return str(found[0][4][0])
-
-
-def _printable(reply: bytes) -> str:
-    """What fits into a log line, of a text that may be anything."""
-    return "".join(letter for letter in reply[:40].decode("utf-8", "replace") if letter.isprintable())
-
-
-def gaze_stream(device: DeviceDescriptor, config: PupilCoreSource) -> StreamDescriptor:
-    """Gaze datums of all mappings, in the channels of the Capture plugin's `pupil_capture` stream."""
-    width_px, height_px = config.scene_size
-    return StreamDescriptor(
-        device=device,
-        name="gaze",
-        kind=StreamKind.GAZE,
-        lsl_suffix="",
-        lsl_type="Gaze",
-        channels=wire.GAZE_CHANNELS,
-        expected_rate_hz=config.gaze.expected_rate_hz,
-        instant=INSTANT,
-        latency_ns=config.gaze.latency_ns,
-        reorder_window_ns=config.reorder_window_ns,
-        in_order=config.reorder_window_ns > 0,
-        # The matcher holds gaze back for 12 to 120 ms and more.
-        arrivals_bound_clock=False,
-        layout=wire.gaze_layout(width_px, height_px),
-    )
-
-
-def pupil_stream(device: DeviceDescriptor, config: PupilCoreSource, eye: int, method: str) -> StreamDescriptor:
-    """Pupil datums of one eye (0 is the right one) and one method."""
-    return StreamDescriptor(
-        device=device,
-        name=f"pupil_{eye}_{method}",
-        kind=StreamKind.PUPIL,
-        lsl_suffix=f"Pupil{eye}_{method}",
-        lsl_type="Pupillometry",
-        channels=tuple(msgspec.structs.replace(c, eye="left" if eye else "right") for c in wire.PUPIL_CHANNELS),
-        expected_rate_hz=config.pupil.expected_rate_hz,
-        instant=INSTANT,
-        latency_ns=config.pupil.latency_ns,
-        layout=wire.pupil_layout(eye, method),
-    )

@@ -1,4 +1,4 @@
-"""Pupil Core's Network API: replies of Pupil Remote, and gaze and pupil datums of the IPC backbone. No I/O.
+"""Pupil Core's Network API: gaze and pupil datums of the IPC backbone. No I/O.
 
 Source: Pupil Labs' documentation of the Network API, and the traffic of Pupil Capture 3.6.14. Backbone messages are
 ``[topic, msgpack map, raw frames...]``. The ZeroMQ topic decides what a datum is: the payload's own ``topic`` can be
@@ -11,32 +11,26 @@ Whatever breaks the protocol raises `MalformedMessage` and nothing else.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Sequence
 from fractions import Fraction
-from math import isfinite, nan
+from math import isfinite
 from typing import Literal
 
 import msgspec
 
 from bridge.errors import MalformedMessage
-from bridge.streams import Channel, GazeLayout, PupilLayout
 
-REPLY_MAX_BYTES = 64
 DATUM_MAX_BYTES = 64 * 1024  # the largest gaze datum of Capture has 1400 bytes
 TIME_LIMIT_NS = 2**62
 
 Vector = tuple[float, float, float]
 Eyes = tuple[Vector | None, Vector | None]
 
-_TIME = re.compile(rb"-?[0-9]+(?:\.[0-9]+)?(?:e[+-]?[0-9]{1,3})?")
-_PORT = re.compile(rb"[0-9]{1,5}")
 _TIME_LIMIT_S = TIME_LIMIT_NS / 1e9
-_NO_VECTOR = (nan, nan, nan)
 
 
 class UnknownTopic(MalformedMessage):
-    """A backbone message that is neither gaze nor pupil."""
+    """A backbone message that is not what it was subscribed to for."""
 
 
 class PupilRef(msgspec.Struct, frozen=True, gc=False):
@@ -134,24 +128,7 @@ _decode_any_key = msgspec.msgpack.Decoder(_BinocularAnyKey).decode
 _decode_pupil_2d = msgspec.msgpack.Decoder(_Pupil2d).decode
 _decode_pupil_3d = msgspec.msgpack.Decoder(_Pupil3d).decode
 # msgspec's own error, its limit of nesting, and text that is no UTF-8.
-_UNREADABLE = (msgspec.MsgspecError, RecursionError, UnicodeError)
-
-
-def parse_time(reply: bytes) -> int:
-    """Pupil time in ns from the reply to ``t``: the decimal number in it, rounded to even. Below 2**62 ns."""
-    if len(reply) > REPLY_MAX_BYTES or _TIME.fullmatch(reply) is None:
-        raise MalformedMessage(f"Pupil Remote's time is not a number: {reply[:REPLY_MAX_BYTES]!r}")
-    time_ns = round(Fraction(reply.decode()) * 1_000_000_000)
-    if abs(time_ns) >= TIME_LIMIT_NS:
-        raise MalformedMessage(f"Pupil Remote's time is out of range: {reply!r}")
-    return time_ns
-
-
-def parse_port(reply: bytes) -> int:
-    """A TCP port from the reply to ``SUB_PORT`` or ``PUB_PORT``."""
-    if _PORT.fullmatch(reply) is None or not 0 < int(reply) <= 65535:
-        raise MalformedMessage(f"Pupil Remote's port is not a port: {reply[:REPLY_MAX_BYTES]!r}")
-    return int(reply)
+UNREADABLE = (msgspec.MsgspecError, RecursionError, UnicodeError)
 
 
 def seconds_to_ns(seconds: float) -> int:
@@ -181,7 +158,7 @@ def decode_datum(frames: Sequence[bytes]) -> Gaze | Pupil:
         raise MalformedMessage(f"Pupil Core datum has {len(payload)} bytes, more than {DATUM_MAX_BYTES}")
     try:
         datum: Gaze | Pupil = read(payload)
-    except _UNREADABLE as error:
+    except UNREADABLE as error:
         raise MalformedMessage(f"Pupil Core datum {topic.decode()} cannot be read: {error}") from error
     x, y = datum.norm_pos
     if not (isfinite(x) and isfinite(y) and isfinite(datum.confidence)):
@@ -279,113 +256,3 @@ _READERS: dict[bytes, Callable[[bytes], Gaze | Pupil]] = {
     b"pupil.0.3d": _pupil_3d("pupil.0.3d", 0),
     b"pupil.1.3d": _pupil_3d("pupil.1.3d", 1),
 }
-
-
-def _xyz(label: str, unit: str, kind: str, eye: str, system: str) -> tuple[Channel, ...]:
-    return tuple(Channel(f"{label}_{axis}", unit, kind + axis.upper(), eye, system) for axis in "xyz")
-
-
-def _norm_pos(system: str) -> tuple[Channel, ...]:
-    return tuple(Channel(f"norm_pos_{axis}", "normalized", f"Screen{axis.upper()}", "both", system) for axis in "xy")
-
-
-# Labels and order are those of Pupil Labs' LSL plugin for Capture, so that scripts go on working. So are units and
-# types, but for two slips of the plugin, where the XDF specification decides: it calls the gaze point a direction,
-# and the unit vectors of the gaze a position in mm.
-GAZE_CHANNELS: tuple[Channel, ...] = (
-    Channel("confidence", "normalized", "Confidence"),
-    *_norm_pos("world"),
-    *_xyz("gaze_point_3d", "mm", "Intersection", "both", "world"),
-    *_xyz("eye_center0_3d", "mm", "Position", "right", "world"),
-    *_xyz("eye_center1_3d", "mm", "Position", "left", "world"),
-    *_xyz("gaze_normal0", "normalized", "Direction", "right", "world"),
-    *_xyz("gaze_normal1", "normalized", "Direction", "left", "world"),
-    Channel("diameter0_2d", "pixels", "Diameter", "right", "eye0"),
-    Channel("diameter1_2d", "pixels", "Diameter", "left", "eye1"),
-    Channel("diameter0_3d", "mm", "Diameter", "right", "eye0"),
-    Channel("diameter1_3d", "mm", "Diameter", "left", "eye1"),
-)
-
-# One stream carries one eye, which its descriptor names.
-PUPIL_CHANNELS: tuple[Channel, ...] = (
-    Channel("confidence", "normalized", "Confidence"),
-    *_norm_pos("eye"),
-    Channel("diameter_2d", "pixels", "Diameter", "both", "eye"),
-    Channel("diameter_3d", "mm", "Diameter", "both", "eye"),
-    Channel("model_confidence", "normalized", "Confidence"),
-    *_xyz("circle_3d_center", "mm", "Pupil", "both", "eye"),
-    *_xyz("circle_3d_normal", "normalized", "Direction", "both", "eye"),
-)
-
-
-def gaze_layout(width_px: int, height_px: int) -> GazeLayout:
-    """Where `GAZE_CHANNELS` have what, for a scene camera of that size."""
-    return GazeLayout(
-        x_index=1,
-        y_index=2,
-        normalized_bottom_left=True,
-        width_px=width_px,
-        height_px=height_px,
-        confidence_index=0,
-        point_index=3,
-        eye_center_indexes=(6, 9),
-        eye_axis_indexes=(12, 15),
-        diameter_px_indexes=(18, 19),
-        diameter_mm_indexes=(20, 21),
-    )
-
-
-def pupil_layout(eye: int, method: str) -> PupilLayout:
-    """Where `PUPIL_CHANNELS` have what. Eye 0 is the right one."""
-    return PupilLayout(
-        eye="left" if eye else "right",
-        camera=f"eye{eye}",
-        method=method,
-        confidence_index=0,
-        x_index=1,
-        y_index=2,
-        diameter_px_index=3,
-        diameter_mm_index=4,
-        model_confidence_index=5,
-        center_index=6,
-        normal_index=9,
-    )
-
-
-def gaze_channels(gaze: Gaze) -> tuple[float, ...]:
-    """The values of `GAZE_CHANNELS`, NaN where the datum has none. Of several pupils of an eye the first counts."""
-    diameter0_px = diameter1_px = diameter0_mm = diameter1_mm = nan
-    for pupil in reversed(gaze.base):
-        px, mm = pupil.diameter_px, pupil.diameter_mm
-        if pupil.id == 0:
-            diameter0_px = diameter0_px if px is None else px
-            diameter0_mm = diameter0_mm if mm is None else mm
-        elif pupil.id == 1:
-            diameter1_px = diameter1_px if px is None else px
-            diameter1_mm = diameter1_mm if mm is None else mm
-    return (
-        gaze.confidence,
-        *gaze.norm_pos,
-        *(gaze.gaze_point_3d or _NO_VECTOR),
-        *(gaze.eye_centers[0] or _NO_VECTOR),
-        *(gaze.eye_centers[1] or _NO_VECTOR),
-        *(gaze.gaze_normals[0] or _NO_VECTOR),
-        *(gaze.gaze_normals[1] or _NO_VECTOR),
-        diameter0_px,
-        diameter1_px,
-        diameter0_mm,
-        diameter1_mm,
-    )
-
-
-def pupil_channels(pupil: Pupil) -> tuple[float, ...]:
-    """The values of `PUPIL_CHANNELS`, NaN where the datum has none."""
-    return (
-        pupil.confidence,
-        *pupil.norm_pos,
-        pupil.diameter_px,
-        nan if pupil.diameter_mm is None else pupil.diameter_mm,
-        nan if pupil.model_confidence is None else pupil.model_confidence,
-        *(pupil.circle_center or _NO_VECTOR),
-        *(pupil.circle_normal or _NO_VECTOR),
-    )

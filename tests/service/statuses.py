@@ -17,6 +17,7 @@ def stream(name: str, **changes: Any) -> dict[str, Any]:
         "samples_in": 5000,
         "samples_out": {"lsl": 4990, "ros2": 4980},
         "dropped": {},
+        "flooding": False,
     } | changes
 
 
@@ -28,6 +29,7 @@ def clock(**changes: Any) -> dict[str, Any]:
         "precision_s": 0.00001,
         "rtt_min_s": 0.0006,
         "rtt_median_s": 0.0008,
+        "slew_s": 0.00002,
         "drift_ppm": 50.12,
         "age_s": 0.5,
         "epoch": 2,
@@ -42,6 +44,7 @@ def device(name: str, **changes: Any) -> dict[str, Any]:
         "kind": "companion",
         "connected": True,
         "recording": None,
+        "functions": ["event", "record"],
         "clock": clock(),
         "streams": [stream("gaze"), stream("event", expected_rate_hz=None, age_s=None)],
         "malformed": {},

@@ -167,7 +167,7 @@ class Host:
 
     def wait_attached(self, ready: dict[str, Any]) -> dict[str, dict[str, Any]]:
         device = uuid.UUID(ready["zre_uuid"])
-        self.until(lambda: len(self.attaches(device)) == 3, "three attaches")
+        self.until(lambda: len(self.attaches(device)) == len(ready["sensors"]), "all attaches")
         return self.attaches(device)
 
     def open(self, attach: dict[str, Any]) -> Sensor:

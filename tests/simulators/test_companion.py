@@ -49,11 +49,13 @@ def test_attaches_tell_names_types_and_endpoints_and_match_the_ready_line(lab: H
     assert device.ready["ready"] is True
     assert device.ready["kind"] == "companion"
     assert device.ready["name"] == "Phone 7"
-    assert device.ready["streams"] == {"gaze": 120.0, "event": 1.0}
+    assert device.ready["streams"] == {"gaze": 120.0, "event": 1.0, "imu": 200.0, "scene": 30.0}
     assert {kind: a["sensor_uuid"] for kind, a in attaches.items()} == device.ready["sensors"]
     assert {kind: a["sensor_name"] for kind, a in attaches.items()} == {
         "gaze": "Gaze",
         "event": "Event",
+        "imu": "IMU",
+        "video": "PI world v1",
         "hardware": "Hardware",
     }
     for kind, attach in attaches.items():

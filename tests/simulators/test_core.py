@@ -121,18 +121,18 @@ def collect(socket: zmq.Socket[bytes], seconds: float) -> list[Received]:
 
 @pytest.fixture
 def start(tmp_path: Path) -> Iterator[Callable[..., Core]]:
-    """Starts simulators; at the end each must still be there and end on SIGTERM within 2 s with status 0."""
+    """Starts simulators; each must end with status 0 (``status``), and within 2 s of a SIGTERM if it is still there."""
     with ExitStack() as stack:
         yield lambda *arguments, **keywords: launch(stack, tmp_path, *arguments, **keywords)
 
 
-def launch(stack: ExitStack, folder: Path, *arguments: str, port: int = 0) -> Core:
+def launch(stack: ExitStack, folder: Path, *arguments: str, port: int = 0, status: int = 0) -> Core:
     truth = folder / "truth.jsonl"
     process = subprocess.Popen(
         [sys.executable, "-m", "bridge.simulators.core", "--port", str(port), "--truth", str(truth), *arguments],
         stdout=subprocess.PIPE,
     )
-    stack.callback(finish, process)
+    stack.callback(finish, process, status)
     assert process.stdout is not None
     assert select.select([process.stdout], [], [], DEADLINE_S)[0], "it never became ready"
     ready = json.loads(process.stdout.readline())
@@ -141,7 +141,7 @@ def launch(stack: ExitStack, folder: Path, *arguments: str, port: int = 0) -> Co
     return core
 
 
-def finish(process: subprocess.Popen[bytes]) -> None:
+def finish(process: subprocess.Popen[bytes], expected: int) -> None:
     process.terminate()
     try:
         status = process.wait(2)
@@ -150,7 +150,7 @@ def finish(process: subprocess.Popen[bytes]) -> None:
         process.wait()
         assert process.stdout is not None
         process.stdout.close()
-    assert status == 0
+    assert status == expected
 
 
 # ---------------------------------------------------------------------------------------------- tapes, read by the test

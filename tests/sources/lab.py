@@ -97,6 +97,9 @@ class RawSensor:
     subscribed: Counter[str] = field(default_factory=Counter)
     seen: Counter[str] = field(default_factory=Counter)
     streaming: bool = False
+    controls: dict[str, Any] = field(default_factory=dict)  # those besides streaming
+    refusals: dict[str, str] = field(default_factory=dict)  # by control, what it says to those who set it
+    unanswered: set[str] = field(default_factory=set)  # controls whose setting it does not answer
     sequence: int = 0
     ignore_commands: int = 0
 
@@ -128,6 +131,11 @@ class RawSensor:
         message = {"subject": "update", "control_id": control_id, "seq": self.sequence, "changes": changes}
         self.say(json.dumps(message).encode())
 
+    def error(self, control_id: str | None, text: str) -> None:
+        self.sequence += 1
+        message = {"subject": "error", "control_id": control_id, "seq": self.sequence, "error_no": 1, "error_str": text}
+        self.say(json.dumps(message).encode())
+
     def asked(self, action: str) -> int:
         return sum(command["action"] == action for command in self.commands)
 
@@ -148,10 +156,19 @@ class RawSensor:
             if self.ignore_commands:
                 self.ignore_commands -= 1
             elif command["action"] == "refresh_controls":
-                self.update("streaming", self.streaming)
+                if self.kind != "hardware":
+                    self.update("streaming", self.streaming)
+                for control_id, value in self.controls.items():
+                    self.update(control_id, value)
             elif command["control_id"] == "streaming":
                 self.streaming = command["value"]
                 self.update("streaming", self.streaming)
+            elif command["control_id"] in self.refusals:
+                self.error(command["control_id"], self.refusals[command["control_id"]])
+            elif command["control_id"] in self.controls:
+                self.controls[command["control_id"]] = command["value"]
+                if command["control_id"] not in self.unanswered:
+                    self.update(command["control_id"], command["value"])
 
 
 def _endpoint(socket: zmq.Socket[bytes]) -> str:
@@ -167,6 +184,7 @@ class RawPhone(RawPeer):
         self.echoes = 1
         self.echo_offsets_ns = [0, 0, 0]
         self.pings = 0
+        self.told: list[dict[str, Any]] = []  # events that are no pings
         self._handled = 0
         self._task: asyncio.Task[None] | None = None
         self.gaze = self.sensor("gaze", "Gaze")
@@ -210,6 +228,11 @@ class RawPhone(RawPeer):
                 self.say(PING_OK)
             elif message.kind == WHISPER:
                 event = json.loads(message.content[0])
+                if event["name"] != TIME_ECHO:
+                    self.told.append(event)
+                    stamp_ns = event["timestamp"]
+                    self.event.send(event_frames(device_time() if stamp_ns is None else stamp_ns, event["name"]))
+                    continue
                 assert event == {"name": TIME_ECHO, "timestamp": None}
                 self.pings += 1
                 for offset_ns in self.echo_offsets_ns[: self.echoes]:

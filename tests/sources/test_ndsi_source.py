@@ -23,7 +23,7 @@ from bridge.errors import DeviceUnavailable
 from bridge.names import DeviceNames
 from bridge.pipeline import Device, Pipeline
 from bridge.service import quiet
-from bridge.sources import discovery, ndsi, ndsi_echo, ndsi_sensor
+from bridge.sources import discovery, ndsi, ndsi_echo, ndsi_phone, ndsi_sensor
 from bridge.sources.ndsi import NdsiDeviceSource
 from bridge.streams import DeviceDescriptor
 from tests.sources.lab import (
@@ -847,11 +847,11 @@ async def test_forty_sensors_of_one_peer_are_bounded_and_counted(lab: Lab) -> No
     for number in range(40):
         many.whisper(many.gaze.attach(sensor_uuid=f"{number:032d}", sensor_name=f"gaze {number}"))
     await until(lambda: "many" in lab.pipeline.devices, "it is a device")
-    counted = 40 - ndsi.MAX_SENSORS_PER_PEER
+    counted = 40 - ndsi_phone.MAX_SENSORS_PER_PEER
     await until(lambda: lab.device("many").malformed["too_many_sensors"] == counted, "the others are counted")
     # Each socket has an eventfd and a connection, and this process has the connection's other end.
-    assert len(os.listdir("/proc/self/fd")) - files <= ndsi.MAX_SENSORS_PER_PEER * 3 * 3 + 10
-    for number in range(ndsi.MAX_SENSORS_PER_PEER):
+    assert len(os.listdir("/proc/self/fd")) - files <= ndsi_phone.MAX_SENSORS_PER_PEER * 3 * 3 + 10
+    for number in range(ndsi_phone.MAX_SENSORS_PER_PEER):
         many.whisper(json.dumps({"subject": "detach", "sensor_uuid": f"{number:032d}"}).encode())
     await until(lambda: len(os.listdir("/proc/self/fd")) - files <= 10, "all sockets are closed")
     for sensor in (many.gaze, many.event):

@@ -9,177 +9,21 @@ import os
 import random
 import socket
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from typing import Any
 
 import msgspec
 import pytest
 import zmq
 
-from bridge import supervisor
-from bridge.clock import ClockSettings
-from bridge.config import ClockConfig, PupilCoreSource
-from bridge.pipeline import Device, Pipeline
-from bridge.sources import pupil_core
-from bridge.sources.pupil_core import PupilCoreDeviceSource
-from tests.sources.lab import RecordingOutput, RecordingSink
+from bridge.sources import pupil_core, pupil_remote
+from tests.sources.core_lab import Capture, Lab, encode, gaze, impatient, pupil_time
 from tests.sources.zre_peer import free_tcp_port, until
-
-PUPIL_TIME_OFFSET_S = -1000.0
-ALLOWED_REQUESTS = {b"SUB_PORT", b"PUB_PORT", b"v", b"t"}
-encode = msgspec.msgpack.encode
-
-
-def pupil_time() -> float:
-    return time.monotonic() + PUPIL_TIME_OFFSET_S
-
-
-def gaze(number: float, at_s: float | None = None, **more: Any) -> list[bytes]:
-    timestamp = pupil_time() if at_s is None else at_s
-    datum = {"timestamp": timestamp, "confidence": 0.5, "norm_pos": [number, 0.25], "topic": "gaze.2d.0.", **more}
-    return [b"gaze.2d.0.", encode(datum)]
-
-
-def pupil(number: float, eye: int = 0) -> list[bytes]:
-    datum = {"timestamp": pupil_time(), "confidence": 0.5, "norm_pos": [number, 0.25], "diameter": 20.0, "id": eye}
-    return [b"pupil.%d.2d" % eye, encode(datum)]
-
-
-class Capture:
-    """A Pupil Remote and a backbone. ``answer`` makes the replies to a request; None in place of them is silence."""
-
-    def __init__(self, port: int = 0) -> None:
-        self._context: zmq.Context[Any] = zmq.Context()
-        self.remote = self._context.socket(zmq.ROUTER)
-        self.remote.bind(f"tcp://127.0.0.1:{port or '*'}")
-        self.port = _port(self.remote)
-        self.requests: list[list[bytes]] = []
-        self.answer: Callable[[bytes], list[list[bytes]]] = self.properly
-        self.subscriptions: set[bytes] = set()
-        self.unsubscribed = 0
-        self.backbone = self._backbone()
-        self._task = asyncio.create_task(self._live())
-
-    def _backbone(self) -> zmq.Socket[bytes]:
-        made = self._context.socket(zmq.XPUB)
-        made.set_hwm(100_000)
-        made.bind("tcp://127.0.0.1:*")
-        return made
-
-    def restart(self) -> None:
-        """Another backbone at other ports, and a Pupil Remote that never was away."""
-        self.subscriptions.clear()
-        old, self.backbone = self.backbone, self._backbone()
-        old.close(0)
-
-    async def end(self) -> None:
-        self._task.cancel()
-        await asyncio.gather(self._task, return_exceptions=True)
-        self._context.destroy(0)
-
-    async def _live(self) -> None:
-        while True:
-            while self.remote.getsockopt(zmq.EVENTS) & zmq.POLLIN:
-                identity, *frames = self.remote.recv_multipart()
-                split = frames.index(b"") + 1
-                self.requests.append(frames[split:])
-                for reply in self.answer(frames[split]):
-                    self.remote.send_multipart([identity, *frames[:split], *reply])
-            while self.backbone.getsockopt(zmq.EVENTS) & zmq.POLLIN:
-                message = self.backbone.recv()
-                (self.subscriptions.add if message[:1] == b"\x01" else self.subscriptions.discard)(message[1:])
-                self.unsubscribed += message[:1] == b"\x00"
-            await asyncio.sleep(0.0005)
-
-    def properly(self, request: bytes) -> list[list[bytes]]:
-        """What Pupil Capture answers."""
-        if request == b"t":
-            return [[repr(pupil_time()).encode()]]
-        if request == b"v":
-            return [[b"3.6.14"]]
-        if request == b"SUB_PORT":
-            return [[b"%d" % _port(self.backbone)]]
-        return [[b"50021"]]
-
-    def publish(self, frames: list[bytes]) -> None:
-        self.backbone.send_multipart(frames)
-
-
-def _port(bound: zmq.Socket[bytes]) -> int:
-    return int(bound.getsockopt_string(zmq.LAST_ENDPOINT).rpartition(":")[2])
-
-
-class Lab:
-    """A supervised source in a pipeline, and a Capture."""
-
-    def __init__(self, address: str | None = None, **config: Any) -> None:
-        self.captures = [] if address else [Capture()]
-        self.sink = RecordingSink()
-        clock = ClockConfig(ping_interval_s=0.1)
-        self.pipeline = Pipeline([self.sink], clock_settings=ClockSettings(ping_interval_ns=clock.ping_interval_ns))
-        tree = {"type": "pupil_core", "name": "core", "reorder_window_ms": 0, **config}
-        tree["address"] = address or f"127.0.0.1:{self.capture.port}"
-        self.source = PupilCoreDeviceSource(PupilCoreSource.model_validate(tree), clock)
-        self.source.open(self.pipeline)
-        self.task = asyncio.create_task(supervisor.supervise(self.source))
-
-    @property
-    def capture(self) -> Capture:
-        return self.captures[-1]
-
-    @property
-    def device(self) -> Device:
-        return self.pipeline.devices["core"]
-
-    @property
-    def counts(self) -> dict[str, int]:
-        counts = self.source.status()["counts"]
-        assert isinstance(counts, dict)
-        return counts
-
-    def out(self, stream: str) -> RecordingOutput:
-        return self.sink.streams["core", stream]
-
-    async def end(self) -> None:
-        assert not self.task.done(), f"the source has ended: {self.task}"
-        self.task.cancel()
-        await asyncio.gather(self.task, return_exceptions=True)
-        requests = [request for capture in self.captures for request in capture.requests]
-        for capture in self.captures:
-            await capture.end()
-        self.pipeline.close()
-        assert all(len(request) == 1 and request[0] in ALLOWED_REQUESTS for request in requests), "it asks and no more"
-
-    async def subscribed(self) -> None:
-        await until(lambda: self.capture.subscriptions == {b"gaze.", b"pupil."}, "the backbone is subscribed to")
-
-    async def serves(self, count: int = 50) -> None:
-        """Fails unless every datum gets through, at the right time."""
-        await self.subscribed()
-        await until(lambda: self.device.clock.locked, "the clock is locked")
-        out, pupils = self.out("gaze"), self.out("pupil_1_2d")
-        before, pupils_before = len(out.samples), len(pupils.samples)
-        for number in range(count):
-            self.capture.publish(gaze(number))
-            self.capture.publish(pupil(number, eye=1))
-        await until(
-            lambda: len(out.samples) == before + count and len(pupils.samples) == pupils_before + count,
-            f"all datums; {[stream.all_drops() for stream in self.device.streams.values()]}",
-        )
-        for fresh in (out.payloads[before:], pupils.payloads[pupils_before:]):
-            assert [payload[1] for payload in fresh] == [float(number) for number in range(count)]
-        for sample, host_ns in zip(out.samples[before:], out.host_ns[before:], strict=True):
-            true_ns = sample.device_ns - round(PUPIL_TIME_OFFSET_S * 1e9)
-            assert abs(host_ns - true_ns) < 5_000_000
 
 
 @pytest.fixture(autouse=True)
 def _impatient(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(pupil_core, "REPLY_TIMEOUT_S", 0.1)
-    monkeypatch.setattr(pupil_core, "PORTS_CHECK_S", 0.2)
-    monkeypatch.setattr(pupil_core, "DATA_PATIENCE_NS", 300_000_000)
-    monkeypatch.setattr(supervisor, "BACK_OFF_S", 0.01)
-    monkeypatch.setattr(supervisor, "BACK_OFF_MAX_S", 0.05)
+    impatient(monkeypatch)
 
 
 @pytest.fixture
@@ -414,12 +258,17 @@ async def test_a_host_name_is_looked_up_without_libzmq(monkeypatch: pytest.Monke
         await lab.end()
 
 
-async def test_an_empty_request_is_never_sent() -> None:
+async def test_an_empty_request_and_one_that_sets_the_time_are_never_sent() -> None:
     context: zmq.Context[Any] = zmq.Context()
-    remote = pupil_core.PupilRemote(asyncio.get_running_loop(), context, f"127.0.0.1:{free_tcp_port()}")
+    remote = pupil_remote.PupilRemote(asyncio.get_running_loop(), context, f"127.0.0.1:{free_tcp_port()}")
     try:
-        with pytest.raises(AssertionError, match="an empty request kills Pupil Remote"):
-            await remote.ask(b"")
+        for request in ([b""], [b"", b"x"]):
+            with pytest.raises(AssertionError, match="an empty request kills Pupil Remote"):
+                await remote.ask(*request)
+        with pytest.raises(AssertionError, match="nothing to ask"):
+            await remote.ask()
+        with pytest.raises(AssertionError, match="nobody's clock is set"):
+            await remote.ask(b"T 1.0")
     finally:
         remote.close()
         context.destroy(0)
@@ -504,7 +353,8 @@ async def test_garbage_on_the_backbone_is_counted_and_all_good_datums_arrive(lab
 
 async def test_topics_that_only_begin_alike_are_not_received(lab: Lab) -> None:
     await lab.serves()
-    for topic in (b"gaze", b"gazette", b"pupils", b"frame.world", b"notify.recording.started", b"logging.debug", b""):
+    alike = b"gaze", b"gazette", b"pupils", b"frame.world", b"notify.calibration.setup.v2", b"logging.debug", b""
+    for topic in alike:
         lab.capture.publish([topic, b"garbage"])
     await lab.serves()
     assert lab.device.malformed == {}

@@ -37,6 +37,7 @@ def _run(*arguments: object, **env: str) -> subprocess.CompletedProcess[str]:
 HELP = {
     "": ["LSL", "ROS 2", "pupil-bridge demo", "--version", "run", "status", "demo", "discover", "check-config"],
     "run": ["--config PATH", "TOML", "required", "SIGTERM"],
+    "bag-preview": ["BAG", "--output", "--device NAME", "--frames", "needs no ROS"],
     "reload": ["--socket PATH", "without losing a sample", "refused whole"],
     "install-service": ["--user", "--config", "--now"],
     "uninstall-service": ["--user"],

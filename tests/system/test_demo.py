@@ -24,7 +24,10 @@ TAIL_S = 3.0  # what the simulators may send before the bridge is there, and aft
 STREAMS = {
     ("companion", "gaze"): ("companion", "gaze", True),
     ("companion", "event"): ("companion", "event", True),
+    ("companion", "imu"): ("companion", "imu", True),
+    ("companion", "scene"): ("companion", "scene", True),
     ("core", "gaze"): ("core", "gaze", True),
+    ("core", "scene"): ("core", "frame.world", True),
     ("core", "pupil_0_2d"): ("core", "pupil.0.2d", False),
     ("core", "pupil_0_3d"): ("core", "pupil.0.3d", False),
     ("core", "pupil_1_2d"): ("core", "pupil.1.2d", False),

@@ -398,7 +398,7 @@ def test_garbage_on_pupil_cores_backbone(lab: Lab) -> None:
         publisher.set_hwm(100_000)
         publisher.connect(f"tcp://127.0.0.1:{lab.core['pub_port']}")
         wanted: set[bytes] = set()
-        while wanted != {b"\x01gaze.", b"\x01pupil."}:
+        while not wanted >= {b"\x01gaze.", b"\x01pupil."}:
             assert publisher.poll(5000), f"only {wanted} is subscribed to"
             wanted.add(publisher.recv())
         dice = random.Random(4)

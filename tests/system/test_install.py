@@ -135,7 +135,9 @@ def test_the_wheel_holds_every_module_and_every_file_that_is_installed(tree: Pat
     assert len(modules) > 40
     tapes = {str(path.relative_to(tree)) for path in (tree / "bridge").rglob("*.xz")}
     assert "bridge/simulators/data/core_short.msgpack.xz" in tapes
-    shared = {f"share/pupil_bridge/{path.relative_to(tree)}" for path in (tree / "config").glob("*.toml")}
+    endings = (".toml", ".yaml", ".rviz", ".json", ".xml")
+    files = [path for path in (tree / "config").rglob("*") if path.name.endswith(endings)]
+    shared = {f"share/pupil_bridge/{path.relative_to(tree)}" for path in files} | {"lib/pupil_bridge/pupil_bridge"}
     shared |= {f"share/pupil_bridge/{path.relative_to(tree)}" for path in (tree / "launch").glob("*.launch.py")}
     shared |= {f"share/pupil_bridge/{path.relative_to(tree)}" for path in (tree / "systemd").glob("*.service")}
     shared |= {f"share/pupil_bridge/{path.relative_to(tree)}" for path in (tree / "systemd").glob("*.conf")}

@@ -99,6 +99,7 @@ def test_the_unmodified_ndsi_client_attaches_streams_and_gets_its_echo(tmp_path:
     device_command = [sys.executable, "-m", "bridge.simulators.companion", "--interface", ADDRESS, "--truth", truth]
     device_command += ["--event-rate", 4, "--offset-s", 1000, "--drift-ppm", 50]
     client_command = [PYTHON, CLIENT, "--gaze-samples", 240, "--events", 8, "--done-event", "done", "--timeout", 30]
+    client_command += ["--sensors", 5, "--imu-samples", 200, "--frames", 20]
     with (
         _namespace() as inside,
         _process([*inside, *device_command]) as device,
@@ -123,6 +124,8 @@ def test_the_unmodified_ndsi_client_attaches_streams_and_gets_its_echo(tmp_path:
     assert report["controls"] == {
         "gaze": ["streaming"],
         "event": ["streaming"],
+        "imu": ["streaming"],
+        "video": ["streaming"],
         "hardware": ["capture_session_name", "local_capture"],
     }
     assert set(report["detached"]) == set(ready["sensors"].values())
@@ -139,6 +142,19 @@ def test_the_unmodified_ndsi_client_attaches_streams_and_gets_its_echo(tmp_path:
     assert all(true_events[stamp_s] == label for stamp_s, label in received)
     assert sum(label.startswith("sim.") for _, label in received) >= 7
     assert [label for _, label in received].count("done") == 1
+
+    true_imu = {sample["device_ns"] * 1e-9: sample["payload"] for sample in samples if sample["stream"] == "imu"}
+    assert len(report["imu"]) >= 200
+    assert all(true_imu[stamp_s] == values for stamp_s, *values in report["imu"])
+
+    true_frames = {sample["sequence"]: sample for sample in samples if sample["stream"] == "scene"}
+    assert len(report["frames"]) >= 20
+    for frame in report["frames"]:
+        true_frame = true_frames[frame["index"]]
+        assert abs(frame["stamp_s"] - true_frame["device_ns"] * 1e-9) < 1e-6  # it has divided and multiplied floats
+        assert frame["shape"] == [1080, 1088, 3]
+        assert frame["target"] == [int(at) for at in true_frame["payload"]]
+    assert len({frame["sha256"] for frame in report["frames"]}) > 15
 
     clock, echo = ready["clock"], report["echo"]
     earliest_s, latest_s = (_device_s(clock, echo[key]) for key in ("sent_ns", "received_ns"))

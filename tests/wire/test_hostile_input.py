@@ -12,16 +12,16 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from bridge.errors import MalformedMessage
-from bridge.wire import ndsi, pupil_core
-from tests.wire import test_ndsi, test_pupil_core
+from bridge.wire import ndsi, pupil_core, pupil_core_channels, pupil_core_frames, pupil_core_notes, pupil_remote
+from tests.wire import test_ndsi, test_pupil_core, test_pupil_core_frames
 
 # No file left behind, and a loaded machine is no failure.
 QUIET = settings(database=None, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 
 VALID_TEXT = {
     ndsi.parse_announcement: [test_ndsi.ATTACH, b'{"subject":"detach","sensor_uuid":"a"}'],
-    pupil_core.parse_time: [b"5156.28303242513", b"-1.5e-05"],
-    pupil_core.parse_port: [b"50020"],
+    pupil_remote.parse_time: [b"5156.28303242513", b"-1.5e-05"],
+    pupil_remote.parse_port: [b"50020"],
 }
 VALID_FRAMES: dict[Callable[[Sequence[bytes]], Any], list[list[bytes]]] = {
     ndsi.parse_notification: [
@@ -38,6 +38,12 @@ VALID_FRAMES: dict[Callable[[Sequence[bytes]], Any], list[list[bytes]]] = {
         [b"gaze.2d.01.", test_pupil_core.GAZE_2D],
         [b"pupil.0.2d", test_pupil_core.PUPIL_2D],
         [b"pupil.1.3d", test_pupil_core.PUPIL_3D],
+    ],
+    pupil_core_frames.decode_frame: [test_pupil_core_frames.GRAY],
+    pupil_core_notes.decode_note: [
+        [b"notify.recording.started", b"\x81\xa8rec_path\xa2/a"],
+        [b"notify.calibration.failed", b"\x81\xa6reason\xa3why"],
+        [b"logging.info", b"\x81\xa3msg\xa2go"],
     ],
 }
 
@@ -114,8 +120,8 @@ def is_sound(value: Any) -> bool:
             return 0 <= value.seq < 2**32
         case pupil_core.Gaze() | pupil_core.Pupil():
             gaze = isinstance(value, pupil_core.Gaze)
-            channels = pupil_core.gaze_channels(value) if gaze else pupil_core.pupil_channels(value)
-            named = pupil_core.GAZE_CHANNELS if gaze else pupil_core.PUPIL_CHANNELS
+            channels = pupil_core_channels.gaze_channels(value) if gaze else pupil_core_channels.pupil_channels(value)
+            named = pupil_core_channels.GAZE_CHANNELS if gaze else pupil_core_channels.PUPIL_CHANNELS
             return (
                 type(value.timestamp_ns) is int
                 and abs(value.timestamp_ns) < 2**62
@@ -123,6 +129,12 @@ def is_sound(value: Any) -> bool:
                 and all(type(number) is float for number in channels)
                 and all(math.isfinite(number) for number in channels[:3])
             )
+        case pupil_core_frames.CameraFrame():
+            frame = value.frame
+            fits = frame.format != "gray" or len(frame.data) == frame.width_px * frame.height_px
+            return abs(value.timestamp_ns) < 2**62 and fits and 0 <= frame.index < 2**53
+        case pupil_core_notes.Note():
+            return value.subject == pupil_core_notes.LOGGED or (value.text.isprintable() and len(value.text) <= 300)
         case (int(device_ns), float(x), float(y)):
             return 0 <= device_ns < 2**63 and math.isfinite(x) and math.isfinite(y)
         case (int(device_ns), str(name)):

@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 
 import bridge
 from bridge.errors import MalformedMessage
-from bridge.wire import pupil_core
+from bridge.wire import pupil_core, pupil_core_channels, pupil_remote
 from bridge.wire.pupil_core import Gaze, Pupil, PupilRef
 
 TAPE = Path(bridge.__file__).parent / "simulators" / "data" / "core_short.msgpack.xz"
@@ -258,12 +258,12 @@ class TestReplies:
         ],
     )
     def test_a_time_is_rounded_from_its_decimal_digits(self, reply: bytes, time_ns: int) -> None:
-        assert pupil_core.parse_time(reply) == time_ns
+        assert pupil_remote.parse_time(reply) == time_ns
 
     @given(st.floats(-4.6e9, 4.6e9))
     @settings(database=None, deadline=None)
     def test_every_float_that_python_prints_is_read_to_the_nanosecond(self, seconds: float) -> None:
-        assert pupil_core.parse_time(repr(seconds).encode()) == round(Fraction(repr(seconds)) * 10**9)
+        assert pupil_remote.parse_time(repr(seconds).encode()) == round(Fraction(repr(seconds)) * 10**9)
 
     @pytest.mark.parametrize(
         "reply",
@@ -275,18 +275,18 @@ class TestReplies:
     )
     def test_a_time_that_is_no_finite_number_in_range_is_malformed(self, reply: bytes) -> None:
         with pytest.raises(MalformedMessage):
-            pupil_core.parse_time(reply)
+            pupil_remote.parse_time(reply)
 
     @pytest.mark.parametrize(("reply", "port"), [(b"1", 1), (b"50020", 50020), (b"65535", 65535), (b"00080", 80)])
     def test_a_port_is_a_port(self, reply: bytes, port: int) -> None:
-        assert pupil_core.parse_port(reply) == port
+        assert pupil_remote.parse_port(reply) == port
 
     @pytest.mark.parametrize(
         "reply", [b"", b"0", b"65536", b"-1", b"+1", b"1.0", b"5 0", b"50020\n", b"\xd9\xa1", b"000080", b"9" * 9999]
     )
     def test_a_port_that_is_none_is_malformed(self, reply: bytes) -> None:
         with pytest.raises(MalformedMessage):
-            pupil_core.parse_port(reply)
+            pupil_remote.parse_port(reply)
 
 
 class TestSecondsToNs:
@@ -324,7 +324,7 @@ class TestSecondsToNs:
 
 class TestChannels:
     def test_the_gaze_channels_are_those_of_captures_lsl_plugin(self) -> None:
-        assert " ".join(channel.label for channel in pupil_core.GAZE_CHANNELS) == (
+        assert " ".join(channel.label for channel in pupil_core_channels.GAZE_CHANNELS) == (
             "confidence norm_pos_x norm_pos_y gaze_point_3d_x gaze_point_3d_y gaze_point_3d_z "
             "eye_center0_3d_x eye_center0_3d_y eye_center0_3d_z eye_center1_3d_x eye_center1_3d_y eye_center1_3d_z "
             "gaze_normal0_x gaze_normal0_y gaze_normal0_z gaze_normal1_x gaze_normal1_y gaze_normal1_z "
@@ -332,7 +332,7 @@ class TestChannels:
         )
 
     def test_eye_0_is_the_right_eye(self) -> None:
-        eyes = {channel.label: channel.eye for channel in pupil_core.GAZE_CHANNELS}
+        eyes = {channel.label: channel.eye for channel in pupil_core_channels.GAZE_CHANNELS}
         assert {eye for label, eye in eyes.items() if "0" in label} == {"right"}
         assert {eye for label, eye in eyes.items() if "1" in label} == {"left"}
         assert {eye for label, eye in eyes.items() if "0" not in label and "1" not in label} == {"both"}
@@ -340,12 +340,12 @@ class TestChannels:
     def test_every_channel_has_a_type_of_the_xdf_specification_and_a_unit(self) -> None:
         kinds = {"ScreenX", "ScreenY", "Diameter", "Confidence"}
         kinds |= {kind + axis for kind in ("Direction", "Position", "Intersection", "Pupil") for axis in "XYZ"}
-        channels = pupil_core.GAZE_CHANNELS + pupil_core.PUPIL_CHANNELS
+        channels = pupil_core_channels.GAZE_CHANNELS + pupil_core_channels.PUPIL_CHANNELS
         assert {channel.type for channel in channels} <= kinds
         assert {channel.unit for channel in channels} == {"normalized", "mm", "pixels"}
 
     def test_gaze_of_both_eyes_fills_every_channel(self) -> None:
-        assert pupil_core.gaze_channels(BINOCULAR_GAZE) == (
+        assert pupil_core_channels.gaze_channels(BINOCULAR_GAZE) == (
             *(0.5, 0.25, 1.0, 1.0, -2.0, 40.0),
             *(1.0, 2.0, 3.0, -2.0, 2.0, 3.0),
             *(0.25, 0.5, 1.0, 0.5, 0.25, 1.0),
@@ -356,24 +356,24 @@ class TestChannels:
         nan = math.nan
         gaze = pupil_core.decode_datum([b"gaze.2d.1.", GAZE_2D])
         assert isinstance(gaze, Gaze)
-        assert the_same(pupil_core.gaze_channels(gaze), (0.5, 0.25, 1.0, *[nan] * 15, nan, 40.0, nan, nan))
+        assert the_same(pupil_core_channels.gaze_channels(gaze), (0.5, 0.25, 1.0, *[nan] * 15, nan, 40.0, nan, nan))
 
     def test_the_first_pupil_of_an_eye_counts_and_other_ids_do_not(self) -> None:
         base = (PupilRef(7, 1.0, 1.0), PupilRef(1, 2.0, None), PupilRef(1, 3.0, 4.0), PupilRef(-1, 5.0, 5.0))
         gaze = msgspec.structs.replace(BINOCULAR_GAZE, base=base)
-        assert the_same(pupil_core.gaze_channels(gaze)[-4:], (math.nan, 2.0, math.nan, 4.0))
+        assert the_same(pupil_core_channels.gaze_channels(gaze)[-4:], (math.nan, 2.0, math.nan, 4.0))
 
     def test_a_3d_pupil_fills_every_channel(self) -> None:
         pupil = pupil_core.decode_datum([b"pupil.0.3d", PUPIL_3D])
         assert isinstance(pupil, Pupil)
         expected = (0.5, 0.25, 1.0, 40.0, 3.0, 0.25, 1.0, 2.0, 3.0, 0.5, -2.0, 1.0)
-        assert pupil_core.pupil_channels(pupil) == expected
-        assert len(pupil_core.PUPIL_CHANNELS) == len(expected)
+        assert pupil_core_channels.pupil_channels(pupil) == expected
+        assert len(pupil_core_channels.PUPIL_CHANNELS) == len(expected)
 
     def test_what_a_2d_pupil_lacks_is_nan(self) -> None:
         pupil = pupil_core.decode_datum([b"pupil.0.2d", PUPIL_2D])
         assert isinstance(pupil, Pupil)
-        assert the_same(pupil_core.pupil_channels(pupil), (0.5, 0.25, 1.0, 40.0, *[math.nan] * 8))
+        assert the_same(pupil_core_channels.pupil_channels(pupil), (0.5, 0.25, 1.0, 40.0, *[math.nan] * 8))
 
 
 @pytest.fixture(scope="module")
@@ -457,7 +457,7 @@ class TestTapeOfCapture:
                 plain = msgspec.msgpack.decode(frames[1])
                 gaze = pupil_core.decode_datum(frames)
                 assert isinstance(gaze, Gaze)
-                assert the_same(pupil_core.gaze_channels(gaze), gaze_values(topic, plain))
+                assert the_same(pupil_core_channels.gaze_channels(gaze), gaze_values(topic, plain))
                 assert gaze.timestamp_ns == round(Fraction(plain["timestamp"]) * 10**9)
 
     def test_every_value_of_pupils_equals_that_of_the_plain_dict(self, tape: list[list[bytes]]) -> None:
@@ -467,6 +467,6 @@ class TestTapeOfCapture:
                 plain = msgspec.msgpack.decode(frames[1])
                 pupil = pupil_core.decode_datum(frames)
                 assert isinstance(pupil, Pupil)
-                assert the_same(pupil_core.pupil_channels(pupil), pupil_values(topic, plain))
+                assert the_same(pupil_core_channels.pupil_channels(pupil), pupil_values(topic, plain))
                 assert (pupil.eye_id, pupil.method) == (plain["id"], plain["method"][:2].replace("py", "3d"))
                 assert pupil.timestamp_ns == round(Fraction(plain["timestamp"]) * 10**9)

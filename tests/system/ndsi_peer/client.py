@@ -9,6 +9,7 @@ received; then the device is expected to detach.
 from __future__ import annotations
 
 import argparse
+import hashlib
 import json
 import sys
 import time
@@ -33,6 +34,8 @@ class Peer:
         self.notifications = 0
         self.gaze: list[tuple[float, float, float]] = []
         self.events: list[tuple[float, str]] = []
+        self.imu: list[tuple[float, ...]] = []
+        self.frames: list[dict[str, object]] = []
         self.network = ndsi.Network(callbacks=(self._on_network,))
         self.network.start()
 
@@ -71,6 +74,10 @@ class Peer:
                 self.gaze.extend((value.timestamp, value.x, value.y) for value in sensor.fetch_data())
             elif kind == "event":
                 self.events.extend((value.timestamp, value.label) for value in sensor.fetch_data())
+            elif kind == "imu":
+                self.imu.extend(tuple(float(number) for number in value) for value in sensor.fetch_data())
+            elif kind == "video":
+                self.frames.extend(look(frame) for frame in sensor.fetch_data())
 
     def until(self, condition: Callable[[], object], what: str, ask: Callable[[], object] | None = None) -> None:
         """Pump until the condition holds; ``ask`` is called four times a second meanwhile."""
@@ -88,21 +95,49 @@ class Peer:
         return self.sensors[kind].controls.get(control_id, {}).get("value")
 
 
-def converse(peer: Peer, gaze_samples: int, events: int, done_event: str) -> dict[str, object]:
+def look(frame: ndsi.frame.JPEGFrame) -> dict[str, object]:
+    """What is to be told of a frame: its numbers, and where its picture has the target."""
+    bgr = frame.bgr.astype(int)
+    ys, xs = numpy.nonzero(bgr[..., 2] - bgr[..., 0] > 90)  # the card is orange, the room grey
+    grey = numpy.asarray(frame.gray).astype(int) - 128
+    card = grey[ys.min() : ys.max() + 1, xs.min() : xs.max() + 1]
+    signs = numpy.sign(numpy.where(abs(card) > 50, card, 0))
+    # Where the four squares meet, all rows and all columns change their sign.
+    x = 1 + int(numpy.argmax(abs(numpy.diff(signs, axis=1)).sum(axis=0)))
+    y = 1 + int(numpy.argmax(abs(numpy.diff(signs, axis=0)).sum(axis=1)))
+    return {
+        "stamp_s": frame.timestamp,
+        "index": frame.index,
+        "shape": list(bgr.shape),
+        "target": [int(xs.min()) + x, int(ys.min()) + y],
+        "sha256": hashlib.sha256(bytes(frame.jpeg_buffer)).hexdigest(),
+    }
+
+
+def converse(peer: Peer, options: argparse.Namespace) -> dict[str, object]:
     """The whole conversation; returns the report."""
-    peer.until(lambda: len(peer.attached) >= 3, "three attaches")
-    for kind in ("gaze", "event", "hardware"):
+    peer.until(lambda: len(peer.attached) >= options.sensors, f"{options.sensors} attaches")
+    data = [kind for kind in peer.attached if kind != "hardware"]
+    for kind in (*data, "hardware"):
         peer.open(kind)
         # The first reply can be lost: a PUB socket drops what comes before the subscription.
         peer.until(
             lambda kind=kind: peer.sensors[kind].controls, f"{kind} controls", peer.sensors[kind].refresh_controls
         )
-    for kind in ("gaze", "event"):
+    for kind in data:
         peer.sensors[kind].set_control_value("streaming", True)
         peer.until(lambda kind=kind: peer.value(kind, "streaming") is True, f"streaming {kind}")
     peer.sensors["hardware"].set_control_value("local_capture", True)
     peer.until(lambda: peer.value("hardware", "local_capture") is True, "recording")
-    peer.until(lambda: len(peer.gaze) >= gaze_samples and len(peer.events) >= events, "gaze and events")
+    peer.until(
+        lambda: (
+            len(peer.gaze) >= options.gaze_samples
+            and len(peer.events) >= options.events
+            and len(peer.imu) >= options.imu_samples
+            and len(peer.frames) >= options.frames
+        ),
+        "data",
+    )
 
     device = uuid.UUID(str(peer.attached["event"]["host_uuid"]))
     sent_ns = time.monotonic_ns()
@@ -111,9 +146,9 @@ def converse(peer: Peer, gaze_samples: int, events: int, done_event: str) -> dic
     received_ns = time.monotonic_ns()
     echo_s = next(stamp for stamp, label in peer.events if label == ECHO)
 
-    peer.network.whisper(device, json.dumps({"name": done_event, "timestamp": None}).encode())
-    peer.until(lambda: any(label == done_event for _, label in peer.events), "its own event")
-    peer.until(lambda: len(set(peer.detached)) >= 3, "three detaches")
+    peer.network.whisper(device, json.dumps({"name": options.done_event, "timestamp": None}).encode())
+    peer.until(lambda: any(label == options.done_event for _, label in peer.events), "its own event")
+    peer.until(lambda: len(set(peer.detached)) >= options.sensors, f"{options.sensors} detaches")
     return {
         "ndsi": ndsi.__version__,
         "numpy": numpy.__version__,
@@ -122,6 +157,8 @@ def converse(peer: Peer, gaze_samples: int, events: int, done_event: str) -> dic
         "notifications": peer.notifications,
         "gaze": peer.gaze,
         "events": peer.events,
+        "imu": peer.imu,
+        "frames": peer.frames,
         "echo": {"sent_ns": sent_ns, "stamp_s": echo_s, "received_ns": received_ns},
         "detached": peer.detached,
     }
@@ -131,12 +168,15 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--gaze-samples", type=int, default=240)
     parser.add_argument("--events", type=int, default=5)
+    parser.add_argument("--imu-samples", type=int, default=0)
+    parser.add_argument("--frames", type=int, default=0)
+    parser.add_argument("--sensors", type=int, default=3, help="how many the device has")
     parser.add_argument("--done-event", default="client is done")
     parser.add_argument("--timeout", type=float, default=30.0, help="seconds for everything")
     options = parser.parse_args()
     peer = Peer(time.monotonic() + options.timeout)
     try:
-        report = converse(peer, options.gaze_samples, options.events, options.done_event)
+        report = converse(peer, options)
     except TimeoutError as error:
         print(error, file=sys.stderr)
         return 1

@@ -1,0 +1,1 @@
+"""Pictures of recorded ROS 2 bags. Needs no ROS."""

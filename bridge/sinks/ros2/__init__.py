@@ -1,0 +1,5 @@
+"""ROS 2 topics, services and parameters. Importing this needs rclpy: from PyPI's wheels, or of a sourced ROS."""
+
+from bridge.sinks.ros2.sink import Ros2Sink
+
+__all__ = ["Ros2Sink"]

@@ -1,0 +1,221 @@
+"""A video stream's topics: the device's own JPEG or H.264 untouched, the camera's intrinsics, raw images on demand.
+
+Raw images are large: a thread of their own decodes and publishes them, the latest of each camera, while somebody
+subscribes. Nothing else waits for them.
+"""
+
+from __future__ import annotations
+
+import array
+import io
+import logging
+import os
+import threading
+from collections import Counter
+from typing import Any, Final
+
+import rclpy.utilities
+from sensor_msgs.msg import CameraInfo, CompressedImage, Image
+from std_msgs.msg import Header
+
+from bridge.clock import Mapped
+from bridge.errors import BridgeError
+from bridge.shipped import shipped
+from bridge.sinks.ros2.desk import Desk
+from bridge.sinks.ros2.stamps import write
+from bridge.streams import Frame, Sample, StreamDescriptor, VideoLayout
+
+log = logging.getLogger(__name__)
+
+JOIN_TIMEOUT_S = 2.0
+PROFILE: Final = "config/fastdds-large-images.xml"
+# The Fast DDS of Jazzy reads this one alone, that of Kilted FASTDDS_DEFAULT_PROFILES_FILE as well.
+PROFILE_VARIABLE: Final = "FASTRTPS_DEFAULT_PROFILES_FILE"
+LARGE_BYTES: Final = 500_000  # what a segment of Fast DDS' shared memory has room for by default
+RAW_ENCODINGS: Final = {"gray": ("mono8", 1), "bgr": ("bgr8", 3)}
+
+
+class VideoTopics:
+    """All topics of one camera."""
+
+    def __init__(
+        self, desk: Desk, stream: StreamDescriptor, layout: VideoLayout, images: ImageThread, dropped: Counter[str]
+    ) -> None:
+        device, self.camera = stream.device.name, layout.camera
+        self.device = device
+        self._desk = desk
+        self._images = images
+        self.dropped = dropped
+        self.header = Header(frame_id=desk.frame("{camera}/image_raw", device, camera=layout.camera))
+        self._compressed = desk.publisher(device, "{camera}/image_raw/compressed", camera=layout.camera)
+        self.raw = desk.publisher(device, "{camera}/image_raw", camera=layout.camera)
+        self.publishers: list[Any] = [self._compressed, self.raw]
+        self._jpeg = CompressedImage(header=self.header, format="jpeg")
+        self._video: Any = None  # made with the first frame of H.264
+        self._video_message: Any = None
+        self._info: Any = None
+        if layout.intrinsics is not None:
+            camera = layout.intrinsics
+            self._info = desk.publisher(device, "{camera}/camera_info", camera=layout.camera)
+            self.publishers.append(self._info)
+            self._info_message = CameraInfo(
+                header=self.header,
+                width=camera.width_px,
+                height=camera.height_px,
+                distortion_model=camera.model,
+                d=list(camera.d),
+                k=list(camera.k),
+                r=list(camera.r),
+                p=list(camera.p),
+            )
+        self._told_size = False
+
+    def publish(self, sample: Sample, mapped: Mapped, host_ns: int) -> None:
+        frame = sample.payload
+        assert isinstance(frame, Frame)
+        stamp_ns = self._desk.stamps.of(sample, host_ns)
+        write(self.header.stamp, stamp_ns)
+        if self._info is not None and self._info.get_subscription_count():
+            self._publish_info(frame)
+        if frame.format == "jpeg" and self._compressed.get_subscription_count():
+            # A numpy array or a memoryview would be copied element by element: 3 to 8 ms.
+            self._jpeg.data = array.array("B", frame.data)
+            self._compressed.publish(self._jpeg)
+        elif frame.format == "h264":
+            self._publish_video(frame)
+        if self.raw.get_subscription_count() and frame.format in ("jpeg", *RAW_ENCODINGS):
+            self._images.show(self, frame, stamp_ns)
+
+    def _publish_info(self, frame: Frame) -> None:
+        message = self._info_message
+        if (frame.width_px, frame.height_px) == (message.width, message.height):
+            self._info.publish(message)
+        elif not self._told_size:
+            self._told_size = True
+            log.warning(
+                "%s: the %s camera sends %d x %d, but its intrinsics are for %d x %d: no camera_info is published",
+                *(self.device, self.camera, frame.width_px, frame.height_px, message.width, message.height),
+                extra={"DEVICE": self.device},
+            )
+
+    def _publish_video(self, frame: Frame) -> None:
+        if self._video is None:
+            kind = CompressedImage
+            if "foxglove_msgs" in self._desk.packages:
+                kind = self._desk.type("foxglove_msgs/msg/CompressedVideo")
+            self._video = self._desk.publisher(self.device, "{camera}/video", kind=kind, camera=self.camera)
+            self.publishers.append(self._video)
+            self._video_message = kind(format="h264")
+            if kind is CompressedImage:
+                self._video_message.header = self.header
+            else:
+                self._video_message.timestamp = self.header.stamp
+                self._video_message.frame_id = self.header.frame_id
+        if self._video.get_subscription_count():
+            self._video_message.data = array.array("B", frame.data)
+            self._video.publish(self._video_message)
+
+    def close(self) -> None:
+        """After this no raw image is published."""
+        self._images.forget(self)
+
+
+class ImageThread:
+    """Decodes and publishes raw images, the latest of each camera. Starts when the first is asked for."""
+
+    def __init__(self) -> None:
+        self._latest: dict[VideoTopics, tuple[Frame, int]] = {}
+        self._wanted = threading.Condition()
+        self._publishing = threading.Lock()  # held while a publisher is in use
+        self._thread: threading.Thread | None = None
+        self._ended = False
+        self._told = False
+
+    def show(self, topics: VideoTopics, frame: Frame, stamp_ns: int) -> None:
+        """Takes a frame; one of the same camera that still waits is dropped, and counted."""
+        if frame.width_px * frame.height_px * 3 > LARGE_BYTES:
+            self._warn(topics)
+        with self._wanted:
+            if topics in self._latest:
+                topics.dropped["image_superseded"] += 1
+            self._latest[topics] = frame, stamp_ns
+            if self._thread is None:
+                self._thread = threading.Thread(target=self._run, name="ros2 images", daemon=True)
+                self._thread.start()
+            self._wanted.notify()
+
+    def _warn(self, topics: VideoTopics) -> None:
+        if self._told or "fastrtps" not in rclpy.utilities.get_rmw_implementation_identifier():
+            return
+        self._told = True
+        if os.environ.get(PROFILE_VARIABLE):
+            return
+        try:
+            path = str(shipped(PROFILE))
+        except BridgeError as error:
+            path = str(error)
+        log.warning(
+            "%s: somebody subscribes to raw images, of which Fast DDS loses many by default; "
+            "start the bridge with %s=%s",
+            *(topics.device, PROFILE_VARIABLE, path),
+            extra={"DEVICE": topics.device},
+        )
+
+    def forget(self, topics: VideoTopics) -> None:
+        with self._wanted:
+            self._latest.pop(topics, None)
+        with self._publishing:
+            pass  # what it is at has been published
+
+    def close(self) -> None:
+        with self._wanted:
+            self._ended = True
+            self._wanted.notify()
+        if self._thread is not None:
+            self._thread.join(JOIN_TIMEOUT_S)
+
+    def _run(self) -> None:
+        while True:
+            with self._wanted:
+                while not self._latest and not self._ended:
+                    self._wanted.wait()
+                if self._ended:
+                    return
+                topics = next(iter(self._latest))
+                frame, stamp_ns = self._latest.pop(topics)
+                self._publishing.acquire()
+            try:
+                self._publish(topics, frame, stamp_ns)
+            finally:
+                self._publishing.release()
+
+    def _publish(self, topics: VideoTopics, frame: Frame, stamp_ns: int) -> None:
+        image = self._decoded(frame)
+        if image is None:
+            topics.dropped["image_undecodable"] += 1
+            return
+        image.header.frame_id = topics.header.frame_id
+        write(image.header.stamp, stamp_ns)
+        topics.raw.publish(image)
+
+    @staticmethod
+    def _decoded(frame: Frame) -> Image | None:
+        """The image of a frame; None where its bytes are none."""
+        if frame.format in RAW_ENCODINGS:
+            encoding, channels = RAW_ENCODINGS[frame.format]
+            data, width, height = frame.data, frame.width_px, frame.height_px
+            if len(data) != width * height * channels:
+                return None
+        else:
+            from PIL import Image as Pillow
+
+            encoding, channels = "rgb8", 3
+            try:
+                with Pillow.open(io.BytesIO(frame.data), formats=("JPEG",)) as opened:
+                    if opened.size != (frame.width_px, frame.height_px):  # before it takes memory
+                        return None
+                    width, height = opened.size
+                    data = opened.convert("RGB").tobytes()
+            except (OSError, ValueError, SyntaxError, Pillow.DecompressionBombError):  # as Pillow says it
+                return None
+        return Image(width=width, height=height, encoding=encoding, step=width * channels, data=array.array("B", data))

@@ -1,0 +1,123 @@
+"""The channels of Pupil Core's streams: their names, where each value is, and the values of a datum. No I/O.
+
+Source: Pupil Labs' LSL plugin for Pupil Capture and the XDF gaze metadata specification.
+"""
+
+from __future__ import annotations
+
+from math import nan
+
+from bridge.streams import Channel, GazeLayout, PupilLayout
+from bridge.wire.pupil_core import Gaze, Pupil
+
+_NO_VECTOR = (nan, nan, nan)
+
+
+def _xyz(label: str, unit: str, kind: str, eye: str, system: str) -> tuple[Channel, ...]:
+    return tuple(Channel(f"{label}_{axis}", unit, kind + axis.upper(), eye, system) for axis in "xyz")
+
+
+def _norm_pos(system: str) -> tuple[Channel, ...]:
+    return tuple(Channel(f"norm_pos_{axis}", "normalized", f"Screen{axis.upper()}", "both", system) for axis in "xy")
+
+
+# Labels and order are those of Pupil Labs' LSL plugin for Capture, so that scripts go on working. So are units and
+# types, but for two slips of the plugin, where the XDF specification decides: it calls the gaze point a direction,
+# and the unit vectors of the gaze a position in mm.
+GAZE_CHANNELS: tuple[Channel, ...] = (
+    Channel("confidence", "normalized", "Confidence"),
+    *_norm_pos("world"),
+    *_xyz("gaze_point_3d", "mm", "Intersection", "both", "world"),
+    *_xyz("eye_center0_3d", "mm", "Position", "right", "world"),
+    *_xyz("eye_center1_3d", "mm", "Position", "left", "world"),
+    *_xyz("gaze_normal0", "normalized", "Direction", "right", "world"),
+    *_xyz("gaze_normal1", "normalized", "Direction", "left", "world"),
+    Channel("diameter0_2d", "pixels", "Diameter", "right", "eye0"),
+    Channel("diameter1_2d", "pixels", "Diameter", "left", "eye1"),
+    Channel("diameter0_3d", "mm", "Diameter", "right", "eye0"),
+    Channel("diameter1_3d", "mm", "Diameter", "left", "eye1"),
+)
+
+# One stream carries one eye, which its descriptor names.
+PUPIL_CHANNELS: tuple[Channel, ...] = (
+    Channel("confidence", "normalized", "Confidence"),
+    *_norm_pos("eye"),
+    Channel("diameter_2d", "pixels", "Diameter", "both", "eye"),
+    Channel("diameter_3d", "mm", "Diameter", "both", "eye"),
+    Channel("model_confidence", "normalized", "Confidence"),
+    *_xyz("circle_3d_center", "mm", "Pupil", "both", "eye"),
+    *_xyz("circle_3d_normal", "normalized", "Direction", "both", "eye"),
+)
+
+
+def gaze_layout(width_px: int, height_px: int) -> GazeLayout:
+    """Where `GAZE_CHANNELS` have what, for a scene camera of that size."""
+    return GazeLayout(
+        x_index=1,
+        y_index=2,
+        normalized_bottom_left=True,
+        width_px=width_px,
+        height_px=height_px,
+        confidence_index=0,
+        point_index=3,
+        eye_center_indexes=(6, 9),
+        eye_axis_indexes=(12, 15),
+        diameter_px_indexes=(18, 19),
+        diameter_mm_indexes=(20, 21),
+    )
+
+
+def pupil_layout(eye: int, method: str) -> PupilLayout:
+    """Where `PUPIL_CHANNELS` have what. Eye 0 is the right one."""
+    return PupilLayout(
+        eye="left" if eye else "right",
+        camera=f"eye{eye}",
+        method=method,
+        confidence_index=0,
+        x_index=1,
+        y_index=2,
+        diameter_px_index=3,
+        diameter_mm_index=4,
+        model_confidence_index=5,
+        center_index=6,
+        normal_index=9,
+    )
+
+
+def gaze_channels(gaze: Gaze) -> tuple[float, ...]:
+    """The values of `GAZE_CHANNELS`, NaN where the datum has none. Of several pupils of an eye the first counts."""
+    diameter0_px = diameter1_px = diameter0_mm = diameter1_mm = nan
+    for pupil in reversed(gaze.base):
+        px, mm = pupil.diameter_px, pupil.diameter_mm
+        if pupil.id == 0:
+            diameter0_px = diameter0_px if px is None else px
+            diameter0_mm = diameter0_mm if mm is None else mm
+        elif pupil.id == 1:
+            diameter1_px = diameter1_px if px is None else px
+            diameter1_mm = diameter1_mm if mm is None else mm
+    return (
+        gaze.confidence,
+        *gaze.norm_pos,
+        *(gaze.gaze_point_3d or _NO_VECTOR),
+        *(gaze.eye_centers[0] or _NO_VECTOR),
+        *(gaze.eye_centers[1] or _NO_VECTOR),
+        *(gaze.gaze_normals[0] or _NO_VECTOR),
+        *(gaze.gaze_normals[1] or _NO_VECTOR),
+        diameter0_px,
+        diameter1_px,
+        diameter0_mm,
+        diameter1_mm,
+    )
+
+
+def pupil_channels(pupil: Pupil) -> tuple[float, ...]:
+    """The values of `PUPIL_CHANNELS`, NaN where the datum has none."""
+    return (
+        pupil.confidence,
+        *pupil.norm_pos,
+        pupil.diameter_px,
+        nan if pupil.diameter_mm is None else pupil.diameter_mm,
+        nan if pupil.model_confidence is None else pupil.model_confidence,
+        *(pupil.circle_center or _NO_VECTOR),
+        *(pupil.circle_normal or _NO_VECTOR),
+    )
