@@ -79,11 +79,11 @@ def main() -> None:
 @_errors_in_one_line
 def run(config_path: Path) -> None:
     """Run the bridge until it is stopped (Ctrl-C or SIGTERM)."""
-    from bridge import config, daemon, heap, process
+    from bridge import config, daemon, heap, process, reloads
     from bridge.service import logs
     from bridge.service.notify import Notifier
 
-    def load(settings: daemon.Settings | None = None) -> config.Config:
+    def load(settings: reloads.Settings | None = None) -> config.Config:
         return config.load(config_path, settings=settings)
 
     heap.bound()
@@ -173,6 +173,61 @@ def status(as_json: bool, watch: bool, socket_path: Path | None) -> None:
         return
     with contextlib.suppress(KeyboardInterrupt):
         table.watch(lambda: control_socket.ask(path, "status"), Console())
+
+
+def _of_devices(command: Callable[..., None]) -> Callable[..., None]:
+    """The options of commands that a running daemon has its devices carry out."""
+    command = click.option("--device", metavar="NAME", help="This device alone (default: all that can do it).")(command)
+    return click.option(
+        "--socket", "socket_path", type=click.Path(path_type=Path, readable=False), help="The daemon's control socket."
+    )(command)
+
+
+def _carry_out(socket_path: Path | None, command: str, arguments: dict[str, Any]) -> None:
+    """Says what each device has answered. Raises BridgeError when one has refused."""
+    from bridge.service import control_socket
+
+    given = {key: value for key, value in arguments.items() if value is not None}
+    answer = control_socket.ask(socket_path or control_socket.default_socket_path(), command, given)
+    for device, words in answer["done"].items():
+        click.echo(f"{device}: {words}")
+    if answer["refused"]:
+        raise BridgeError("\n".join(answer["refused"].values()))
+
+
+@main.command()
+@click.argument("action", type=click.Choice(["start", "stop"]))
+@click.option("--session", metavar="NAME", help="A name for the recording, where the device takes one.")
+@_of_devices
+@_errors_in_one_line
+def record(action: str, session: str | None, device: str | None, socket_path: Path | None) -> None:
+    """Start or stop the devices' own recordings.
+
+    A running daemon asks them, and waits until they say so. What a device refuses is said in its words, with status 1.
+    """
+    _carry_out(socket_path, "record", {"action": action, "session": session, "device": device})
+
+
+@main.command()
+@click.argument("text")
+@click.option("--at", "host_s", type=float, metavar="S", help="When it was, on LSL's clock, in seconds (default: now).")
+@_of_devices
+@_errors_in_one_line
+def event(text: str, host_s: float | None, device: str | None, socket_path: Path | None) -> None:
+    """Have the devices keep TEXT as an event.
+
+    The time is carried over to each device's own clock. To Pupil Capture it is an annotation.
+    """
+    _carry_out(socket_path, "event", {"text": text, "host_s": host_s, "device": device})
+
+
+@main.command()
+@click.argument("action", type=click.Choice(["start", "stop"]))
+@_of_devices
+@_errors_in_one_line
+def calibrate(action: str, device: str | None, socket_path: Path | None) -> None:
+    """Start or stop the calibration of Pupil Capture."""
+    _carry_out(socket_path, "calibrate", {"action": action, "device": device})
 
 
 @main.command()

@@ -66,11 +66,11 @@ SETTABLE: Final = {
 COMMANDS: Final[dict[str, type[msgspec.Struct]]] = {
     "status": NoArguments,
     "reload": NoArguments,
-    "set": Settings,
     "record": Record,
     "event": Event,
     "annotate": Event,
     "calibrate": Calibrate,
+    "set": Settings,
 }
 
 
@@ -81,8 +81,10 @@ class Owner(Protocol):
     lag: LoopLag
     loaded_at: datetime
     reloads: int
-    refused: str | None
     path: str | None
+
+    @property
+    def refused(self) -> str | None: ...
 
     @property
     def sources(self) -> list[Source]: ...

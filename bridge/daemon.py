@@ -25,6 +25,7 @@ from bridge.loop_lag import LoopLag
 from bridge.names import DeviceNames, default_state_dir
 from bridge.opening import Opened, make_source, open_sinks
 from bridge.pipeline import Pipeline, PipelineSettings
+from bridge.reloads import Reloads, Settings
 from bridge.service import control_socket, logs
 from bridge.service.http_life import HttpLife
 from bridge.service.notify import Notifier
@@ -33,8 +34,6 @@ from bridge.status import rss_bytes
 from bridge.supervisor import Trouble, supervise
 
 log = logging.getLogger(__name__)
-
-Settings = dict[str, dict[str, Any]]  # table -> key -> value
 
 HOST_CLOCKS_S = 0.1
 TICK_S = 1.0
@@ -67,10 +66,8 @@ class Daemon:
         self.path = None if path is None else str(path)
         self.loaded_at = datetime.now(UTC)
         self.reloads = 0
-        self.refused: str | None = None
         self.lag = LoopLag()
         self._load = load
-        self._settings: Settings = {}  # what was set since the start, above the configuration
         self._notifier = notifier or Notifier()
         self.socket_path = config.service.socket or control_socket.default_socket_path()
         control_socket.check_free(self.socket_path)  # before there are two outlets of every name
@@ -92,9 +89,7 @@ class Daemon:
         self._running: dict[Key, asyncio.Task[None]] = {}
         self._troubles: dict[Key, Trouble] = {}
         self._group: asyncio.TaskGroup
-        self._reloading = False
-        self._reload_waiting: list[asyncio.Future[str]] = []
-        self._reload_wanted = asyncio.Event()
+        self._reloads = Reloads(self._reload, self._notifier.reloading, self._reloaded)
         self._status_told = ""
         self._ticks = 0
         self._out_of_files = False  # at the last tick
@@ -128,7 +123,7 @@ class Daemon:
                         ("first bug", _first_bug()),
                         ("tick", self._tick()),
                         ("host clocks", self._watch_host()),
-                        ("reload", self._reload_when_asked()),
+                        ("reload", self._reloads.run()),
                         ("watchdog", self._feed_watchdog()),
                     )
                 ]
@@ -169,7 +164,7 @@ class Daemon:
             self._ticks += 1
             if self._ticks % TRIM_TICKS == 0:
                 heap.trim()
-            if self._notifier.enabled and not self._reloading:
+            if self._notifier.enabled and not self._reloads.busy:
                 summary = self.control.summary()
                 if summary != self._status_told:
                     self._status_told = summary
@@ -221,7 +216,7 @@ class Daemon:
     def request_reload(self) -> None:
         """For a signal's handler: reloads soon, and logs what comes of it."""
         if self._load is not None:
-            self._reload_wanted.set()
+            self._reloads.request()
 
     async def reload(self) -> str:
         """Loads the configuration anew and changes what is different, in words. Devices, sources and sinks that stay
@@ -231,56 +226,26 @@ class Daemon:
         """
         if self._load is None:
             raise Refused("this bridge has no configuration file to load anew")
-        return await self._ask_reload()
+        return await self._reloads.ask()
 
     async def set(self, settings: Settings) -> str:
         """Changes settings until the end, in words. Raises BridgeError when they are refused: nothing has changed."""
         if self._load is None:
             raise Refused("this bridge has no configuration file, and no settings that could be changed")
-        before = self._settings
-        self._settings = {
-            table: {**before.get(table, {}), **settings.get(table, {})} for table in before.keys() | settings.keys()
-        }
-        try:
-            return await self._ask_reload()
-        except BridgeError:
-            self._settings = before
-            raise
+        return await self._reloads.ask(settings)
 
-    async def _ask_reload(self) -> str:
-        # The work is another task's: who asked over HTTP may be cut off by what is changed.
-        answer: asyncio.Future[str] = asyncio.get_running_loop().create_future()
-        self._reload_waiting.append(answer)
-        self._reload_wanted.set()
-        return await answer
+    @property
+    def refused(self) -> str | None:
+        """Why the last reload was refused, if it was."""
+        return self._reloads.refused
 
-    async def _reload_when_asked(self) -> None:
-        while True:
-            await self._reload_wanted.wait()
-            self._reload_wanted.clear()
-            waiting, self._reload_waiting = self._reload_waiting, []
-            self._reloading = True
-            self._notifier.reloading()
-            try:
-                words = await self._reload()
-            except BridgeError as error:
-                self.refused = str(error)
-                log.error("the configuration is refused, the one of before goes on: %s", error)
-                for answer in waiting:
-                    if not answer.done():
-                        answer.set_exception(error)
-            else:
-                log.info("the configuration was loaded anew: %s", words)
-                for answer in waiting:
-                    if not answer.done():
-                        answer.set_result(words)
-            self._reloading = False
-            self._status_told = self.control.summary()
-            self._notifier.ready(self._status_told)
+    def _reloaded(self) -> None:
+        self._status_told = self.control.summary()
+        self._notifier.ready(self._status_told)
 
-    async def _reload(self) -> str:
+    async def _reload(self, settings: Settings) -> str:
         assert self._load is not None
-        wanted = await asyncio.to_thread(self._load, self._settings)
+        wanted = await asyncio.to_thread(self._load, settings)
         owners = {name: key for key, source in self._sources.items() for name in source.device_names}
         change = changes(self.config, wanted, self._open_sinks, owners)
         were_open = set(self._open_sinks)
@@ -337,7 +302,6 @@ class Daemon:
         self.config = wanted
         self.loaded_at = datetime.now(UTC)
         self.reloads += 1
-        self.refused = None
 
     async def _remove(self, key: Key) -> None:
         source, task, _ = self._sources.pop(key), self._running.pop(key), self._troubles.pop(key)

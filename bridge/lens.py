@@ -13,6 +13,7 @@ from bridge.streams import Camera
 
 ROUNDS: Final = 100  # of the fixed point at the corners of Pupil Core's lenses; in the middle ten are enough
 CLOSE: Final = 1e-9  # of a focal length
+FLAT: Final = 1e-3
 
 Unprojection = Callable[[float, float], tuple[float, float, float]]
 
@@ -72,17 +73,24 @@ def _pinhole(d: tuple[float, ...]) -> Unprojection:
 
     def undistort(x: float, y: float) -> tuple[float, float, float]:
         u, v = x, y
-        for _ in range(ROUNDS):  # a fixed point: as OpenCV's undistortPoints
+        for _ in range(ROUNDS):  # Newton's, in two dimensions
             r2 = u * u + v * v
-            factor = 1 + r2 * (k1 + r2 * (k2 + r2 * k3))
-            if factor <= 0.05:  # beyond the model's turning point
+            over = 1 + r2 * (k1 + r2 * (k2 + r2 * k3))
+            under = 1 + r2 * (k4 + r2 * (k5 + r2 * k6))
+            radial = over / under
+            slope = (k1 + r2 * (2 * k2 + r2 * 3 * k3) - radial * (k4 + r2 * (2 * k5 + r2 * 3 * k6))) / under  # by r2
+            off_x = u * radial + 2 * p1 * u * v + p2 * (r2 + 2 * u * u) - x
+            off_y = v * radial + p1 * (r2 + 2 * v * v) + 2 * p2 * u * v - y
+            by_u = radial + 2 * u * u * slope + 2 * p1 * v + 6 * p2 * u
+            by_v = radial + 2 * v * v * slope + 6 * p1 * v + 2 * p2 * u
+            across = 2 * u * v * slope + 2 * p1 * u + 2 * p2 * v
+            determinant = by_u * by_v - across * across
+            if determinant <= FLAT:  # where the model turns round: no ray gets further out
                 break
-            radial = (1 + r2 * (k4 + r2 * (k5 + r2 * k6))) / factor
-            next_u = (x - (2 * p1 * u * v + p2 * (r2 + 2 * u * u))) * radial
-            next_v = (y - (p1 * (r2 + 2 * v * v) + 2 * p2 * u * v)) * radial
-            moved = abs(next_u - u) + abs(next_v - v)
-            u, v = next_u, next_v
-            if moved < CLOSE:
+            step_u = (by_v * off_x - across * off_y) / determinant
+            step_v = (by_u * off_y - across * off_x) / determinant
+            u, v = u - step_u, v - step_v
+            if abs(step_u) + abs(step_v) < CLOSE:
                 break
         return u, v, 1.0
 

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from bridge.config import Config, Sink, Source, parse
+from bridge.config import Config, Ros2Sink, Sink, Source, parse
 from bridge.config_changes import Changes, Key, changes, source_key
 
 SINK = '[[sink]]\ntype = "lsl"\n'
@@ -157,6 +157,45 @@ def test_a_sink_that_could_not_be_opened_is_tried_again() -> None:
     change = changes(both, both, {"lsl": both.sinks[0]}, owners(both))
     assert change.open_sinks == (both.sinks[1],)
     assert change.close_sinks == ()
+
+
+ROS = '[[sink]]\ntype = "ros2"\n'
+# Every setting of the ROS sink with another value than its own.
+OTHER_ROS = {
+    "namespace": '"other"',
+    "node_name": '"other"',
+    "queue_size": "50",
+    "when_full": '"drop_newest"',
+    "timestamp_mode": '"arrival"',
+    "bound_warn_ms": "3.0",
+    "frame_prefix": '"lab/"',
+    "tf": "false",
+    "tf_gaze": "true",
+    "lifecycle": '"manual"',
+    "control": "true",
+}
+
+
+@pytest.mark.parametrize("key", OTHER_ROS)
+def test_settings_of_the_ros_sink_change_in_place_but_for_those_of_its_node(key: str) -> None:
+    old, new = config(phones("a"), SINK + ROS), config(phones("a"), f"{SINK}{ROS}{key} = {OTHER_ROS[key]}\n")
+    change = between(old, new)
+    assert change.words == "changed sink ros2"
+    if key in Ros2Sink.AT_OPENING:
+        assert (change.close_sinks, change.open_sinks) == (("ros2",), (new.sinks[1],))
+    else:
+        assert (change.close_sinks, change.open_sinks) == ((), ())
+    assert (change.stop, change.start, change.reconfigure, change.later) == ((), (), (), ())
+
+
+def test_every_setting_of_the_ros_sink_is_looked_at() -> None:
+    assert set(OTHER_ROS) == set(Ros2Sink.model_fields) - {"type"}
+
+
+def test_a_ros_sink_that_could_not_be_opened_is_opened_with_what_is_configured_now() -> None:
+    old, new = config(phones("a"), SINK + ROS), config(phones("a"), SINK + ROS + "queue_size = 50\n")
+    change = changes(old, new, {"lsl": old.sinks[0]}, owners(old))
+    assert (change.close_sinks, change.open_sinks) == ((), (new.sinks[1],))
 
 
 # --- what applies to all ---------------------------------------------------------------------------------------------

@@ -675,3 +675,27 @@ def test_a_configuration_cut_into_files_key_by_key_is_the_same_one(folder: Folde
             folder.drop(f"{number:03}.toml", f"{table}.{key} = {json.dumps(values[table][key])}\n")
     assert len(list(folder.extra.iterdir())) >= 8
     assert folder.load() == before
+
+
+# --- what was set at run time ----------------------------------------------------------------------------------------
+
+
+def test_what_was_set_at_run_time_counts_above_the_file_its_drop_ins_and_the_environment(folder: Folder) -> None:
+    folder.write(f"{SMALLEST}[clock]\nhold_s = 1\nping_interval_s = 2\n")
+    folder.drop("a.toml", "[clock]\nhold_s = 3\n")
+    folder.environ[f"{PREFIX}CLOCK_HOLD_S"] = "4"
+    found = load(folder.file, folder.environ, {"clock": {"hold_s": 5.5}, "logging": {"level": "debug"}})
+    assert (found.clock.hold_s, found.clock.ping_interval_s, found.logging.level) == (5.5, 2.0, "debug")
+    assert load(folder.file, folder.environ, {}) == folder.load()
+
+
+@pytest.mark.parametrize(
+    "settings", [{"clock": {"hold_s": -1.0}}, {"logging": {"level": "loud"}}, {"clock": {"hold_s": "much"}}]
+)
+def test_a_fault_in_what_was_set_at_run_time_is_named_as_that(folder: Folder, settings: Any) -> None:
+    with pytest.raises(ConfigError) as caught:
+        load(folder.file, {}, settings)
+    ((table, keys),) = settings.items()
+    (key,) = keys
+    assert f"{table}.{key}" in str(caught.value)
+    assert "run time" in str(caught.value)

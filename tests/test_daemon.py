@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from bridge import config, daemon
+from bridge import config, daemon, reloads
 from bridge.clock.host import SuspendWatch
 from bridge.config import ClockConfig, NdsiSource, Sink, Source
 from bridge.config_changes import source_key
@@ -261,7 +261,7 @@ class Run:
         self.file.write_text(text + self._service)
 
     async def __aenter__(self) -> Run:
-        def load(settings: daemon.Settings | None = None) -> config.Config:
+        def load(settings: reloads.Settings | None = None) -> config.Config:
             return config.load(self.file, {}, settings)
 
         self.bridge = daemon.Daemon(load(), load=load, path=self.file)
@@ -412,6 +412,96 @@ async def test_a_daemon_without_a_file_refuses_to_reload(run: Run) -> None:
         run.bridge._load = None
         with pytest.raises(Refused, match="no configuration file"):
             await run.bridge.reload()
+
+
+# --- what sinks are told, and what is set at run time ---------------------------------------------------------------
+
+
+async def test_a_sink_serves_once_and_is_told_every_configuration_and_every_second_everything(
+    run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(daemon, "TICK_S", 0.01)
+    run.write(PHONES + LSL + ROS)
+    async with run, asyncio.timeout(10):
+        lsl, ros = run.sinks
+        assert lsl.configs == ros.configs == [run.bridge.config]
+        assert await run.reload(PHONES + LSL + ROS + "queue_size = 50\n") == "changed sink ros2"
+        assert len(run.sinks) == 2, "it changes in place"
+        assert ros.closed == 0
+        assert [each.sinks[1].queue_size for each in ros.configs] == [1000, 50]  # type: ignore[union-attr]
+        assert await run.reload(PHONES + LSL + ROS + "queue_size = 50\ncontrol = true\n") == "changed sink ros2"
+        assert (len(run.sinks), ros.closed) == (3, 1)
+        assert len(run.sinks[2].requests) == len(lsl.requests) == 1
+        assert run.sinks[2].configs == [run.bridge.config]
+        while not (lsl.told_of and run.sinks[2].told_of):
+            await asyncio.sleep(0.002)
+        (phone,) = lsl.told_of[-1]["devices"]
+        assert (phone["name"], phone["functions"], phone["clock"]["slew_s"]) == ("a", [], 0.0)
+        run.bridge.pipeline.devices["a"].actions["record"] = lambda _: asyncio.sleep(0, "x")
+        while lsl.told_of[-1]["devices"][0]["functions"] != ["record"]:
+            await asyncio.sleep(0.002)
+
+
+async def test_what_is_set_counts_above_the_file_until_the_end(run: Run) -> None:
+    async with run, asyncio.timeout(10):
+        answer = await run.bridge.control.request("set", {"settings": {"clock.hold_s": 1.5, "clock.unlocked": "drop"}})
+        assert answer == {"changes": "changed [clock]"}
+        assert run.bridge.config.clock.hold_s == 1.5
+        assert run.bridge.pipeline.devices["a"].hold_ns == 0  # drop
+        await run.bridge.control.request("set", {"settings": {"clock.unlocked": "hold"}})
+        assert run.bridge.pipeline.devices["a"].hold_ns == 1_500_000_000
+        await run.reload(PHONES + LSL + "[clock]\nhold_s = 3\nping_interval_s = 2\n")
+        assert (run.bridge.config.clock.hold_s, run.bridge.config.clock.ping_interval_s) == (1.5, 2.0)
+        assert run.sinks[0].configs[-1] is run.bridge.config
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        ({"clock.hold_s": 61.0}, "hold_s"),
+        ({"logging.level": "loud"}, "level"),
+        ({"http.token": "x" * 30}, "cannot be set while the bridge runs"),
+        ({"service.socket": "/tmp/x"}, "cannot be set while the bridge runs"),
+        ({"nonsense": 1}, "cannot be set while the bridge runs"),
+        ({"clock": {"hold_s": 1}}, "set: "),
+        ({"clock.hold_s": float("nan")}, "hold_s"),
+    ],
+)
+async def test_what_cannot_be_set_is_refused_and_nothing_changes(run: Run, settings: Any, words: str) -> None:
+    async with run, asyncio.timeout(10):
+        before = run.bridge.config
+        with pytest.raises(BridgeError, match=words):
+            await run.bridge.control.request("set", {"settings": settings})
+        assert run.bridge.config is before
+        assert await run.reload(PHONES + CORE + LSL) == "nothing has changed"
+
+
+async def test_a_setting_that_was_refused_is_no_lasting_problem_of_the_configuration(run: Run) -> None:
+    async with run, asyncio.timeout(10):
+        with pytest.raises(BridgeError):
+            await run.bridge.control.request("set", {"settings": {"logging.level": "loud"}})
+        assert run.status["config"]["refused"] is None
+        assert not any("was refused" in problem for problem in run.status["problems"])
+
+
+async def test_of_two_settings_at_once_the_bad_one_is_refused_and_leaves_the_good_one_as_it_was_answered(
+    run: Run,
+) -> None:
+    async with run, asyncio.timeout(10):
+        settings: list[dict[str, Any]] = [{"clock.hold_s": 1.5}, {"logging.level": "loud"}]
+        good, bad = await asyncio.gather(
+            *(run.bridge.control.request("set", {"settings": each}) for each in settings), return_exceptions=True
+        )
+        assert isinstance(bad, BridgeError)
+        await run.reload(PHONES + CORE + LSL)
+        assert run.bridge.config.clock.hold_s == (5.0 if isinstance(good, BridgeError) else 1.5)
+
+
+async def test_a_daemon_without_a_file_refuses_to_set_anything(run: Run) -> None:
+    async with run:
+        run.bridge._load = None
+        with pytest.raises(Refused, match="no settings that could be changed"):
+            await run.bridge.control.request("set", {"settings": {"clock.hold_s": 1.0}})
 
 
 # --- HTTP over a reload ----------------------------------------------------------------------------------------------

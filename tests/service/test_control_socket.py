@@ -159,7 +159,7 @@ async def test_a_bad_request_is_told_what_a_good_one_looks_like(served: Path, re
 @pytest.mark.parametrize("command", ["dance", "", "x" * 1000])
 async def test_an_unknown_command_is_named_beside_those_that_there_are(served: Path, command: str) -> None:
     answer = json.loads(await exchange(served, json.dumps({"command": command}).encode() + b"\n"))
-    known = "status, reload, record, event, annotate, calibrate"
+    known = "status, reload, record, event, annotate, calibrate, set"
     assert answer == {"error": f"unknown command {command[:50]!r}; there are {known}", "config": False}
 
 
@@ -202,7 +202,7 @@ async def test_a_device_does_what_its_source_can_do_while_it_is_there(served: Pa
     with pytest.raises(BridgeError, match=r"^phone: the device is not there$"):
         await asked(served, "record", {"action": "start", "device": "phone"})
     phone.connected = True
-    assert await asked(served, "record", {"action": "start"}) == {"phone": "recording"}
+    assert await asked(served, "record", {"action": "start"}) == {"done": {"phone": "recording"}, "refused": {}}
     assert asked_for == ["start"]
 
 

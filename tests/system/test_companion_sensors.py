@@ -7,6 +7,8 @@ import io
 import json
 import random
 import socket
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -253,6 +255,22 @@ def test_events_reach_the_phone_at_the_senders_time_and_come_back(tmp_path: Path
             lambda: daemon.stream(COMPANION, "event")["samples_out"]["lsl"] == before + 2, "both come back"
         )
         assert out
+
+
+def test_the_commands_of_a_person_do_the_same_and_say_what_became_of_it(tmp_path: Path) -> None:
+    def run(daemon: Bridge, *words: str) -> tuple[int, str]:
+        command = [sys.executable, "-m", "bridge", *words, "--socket", str(daemon.control)]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=30, check=False)
+        return done.returncode, done.stdout + done.stderr
+
+    with lab(tmp_path, "", "--event-rate", "0") as (daemon, _, path):
+        assert run(daemon, "record", "start", "--session", "s1") == (0, f"{COMPANION}: recording, session 's1'\n")
+        assert run(daemon, "event", "button", "--device", COMPANION) == (0, f"{COMPANION}: sent\n")
+        assert run(daemon, "record", "stop") == (0, f"{COMPANION}: recording stopped\n")
+        status, said = run(daemon, "calibrate", "start", "--device", COMPANION)
+        assert (status, said.count("\n")) == (1, 1)
+        assert "calibrate is not possible with this device" in said
+        wait_until(lambda: [row["payload"] for row in truth(path, "event")] == ["button"], "it is on the phone")
 
 
 def _host_s() -> float:

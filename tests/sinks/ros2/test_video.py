@@ -299,8 +299,7 @@ def warnings(caplog: pytest.LogCaptureFixture) -> list[str]:
 
 @pytest.fixture
 def _no_profile(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in video.PROFILE_VARIABLES:
-        monkeypatch.delenv(name, raising=False)
+    monkeypatch.delenv(video.PROFILE_VARIABLE, raising=False)
     monkeypatch.setattr(video.rclpy.utilities, "get_rmw_implementation_identifier", lambda: "rmw_fastrtps_cpp")
 
 
@@ -313,7 +312,7 @@ def test_large_raw_images_are_warned_of_once_with_what_helps(case: Case, caplog:
         case.publish(frame(jpeg(LARGE), size=LARGE))
     (line,) = warnings(caplog)
     assert line.startswith("tracker: somebody subscribes to raw images")
-    assert video.PROFILE_VARIABLES[0] in line
+    assert video.PROFILE_VARIABLE in line
     assert "fastdds-large-images.xml" in line
 
 
@@ -323,7 +322,7 @@ def test_who_has_no_need_of_the_warning_is_not_warned(
     case: Case, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch, why: str
 ) -> None:
     if why == "a profile":
-        monkeypatch.setenv(video.PROFILE_VARIABLES[1], "/some/profile.xml")
+        monkeypatch.setenv(video.PROFILE_VARIABLE, "/some/profile.xml")
     elif why == "another middleware":
         monkeypatch.setattr(video.rclpy.utilities, "get_rmw_implementation_identifier", lambda: "rmw_zenoh_cpp")
     else:
