@@ -158,7 +158,8 @@ class Lab:
 def lost_samples(daemon: Bridge, truths: Path) -> dict[tuple[str, str], int]:
     """How many samples fewer the bridge has than were sent: those before it had subscribed, if no other was lost.
 
-    What is on its way, or is sent between the two looks, only adds to the difference: the smallest of many is right.
+    What is on its way, or is sent between the two looks, only adds to the difference; a sample that the bridge has
+    before its truth is written, which is rare, takes from it: one of the smallest of many is right.
     """
     seen: dict[tuple[str, str], list[int]] = {key: [] for key in GOOD_STREAMS}
     for number in range(30):
@@ -166,7 +167,7 @@ def lost_samples(daemon: Bridge, truths: Path) -> dict[tuple[str, str], int]:
         for (device, stream), (kind, name) in GOOD_STREAMS.items():
             samples_in = daemon.stream(device, stream)["samples_in"]
             seen[device, stream].append(len(truth(truths / f"{kind}.jsonl", name)) - samples_in)
-    return {key: min(found) for key, found in seen.items()}
+    return {key: sorted(found)[2] for key, found in seen.items()}
 
 
 @contextlib.contextmanager
@@ -372,7 +373,8 @@ def test_many_peers_that_pretend_to_be_devices(lab: Lab, peer: RawPhone) -> None
 def test_more_connections_than_the_daemon_may_have_files(lab: Lab, peer: RawPhone) -> None:
     host, port = meet(lab, peer).removeprefix("tcp://").split(":")
     allowed = lab.process.rlimit(psutil.RLIMIT_NOFILE)
-    limit = min(USUAL_FILES, allowed[0])  # more would need too many connections
+    before = lab.process.num_fds()  # by now it has outlets for many made-up phones
+    limit = min(max(USUAL_FILES, before + 200), allowed[0])  # more would need too many connections
     with ExitStack() as stack:
         lab.process.rlimit(psutil.RLIMIT_NOFILE, (limit, allowed[1]))
         stack.callback(lab.process.rlimit, psutil.RLIMIT_NOFILE, allowed)
@@ -387,7 +389,7 @@ def test_more_connections_than_the_daemon_may_have_files(lab: Lab, peer: RawPhon
         peer.beacon(port=1)  # something to connect to
         wait_until(lambda: len(truth(lab.truths / "companion.jsonl", "gaze")) > samples + 300, "three seconds more")
         assert lab.daemon.process.popen.poll() is None, lab.daemon.process.errors()
-    wait_until(lambda: lab.process.num_fds() < limit - 100, "the daemon has files again")
+    wait_until(lambda: lab.process.num_fds() < before + 100, "the daemon has files again")
     lab.healthy()
 
 
