@@ -132,7 +132,8 @@ def show(content: Content, figures: dict[str, dict[str, Any]]) -> None:
         parts = ", ".join(f"{part} {us:.0f}" for part, us in one["parts_us"].items())
         print(
             f"{content.name:<6} {content.rate_hz:4.0f} {name:<12} {one['sent']:6d} {one['lost']:4d}"
-            f" {one['net_us']:8.1f} {ratios['net_us']:5.2f} {one['raw_us']:8.1f} {ratios['raw_us']:5.2f}"
+            f" {one['net_us']:8.1f} {ratios['net_us']:5.2f} {one['ros_us']:8.1f} {ratios['ros_us']:5.2f}"
+            f" {one['raw_us']:8.1f} {ratios['raw_us']:5.2f}"
             f" {one['idle_us_per_s']:7.0f} {one['p50_us']:8.0f} {ratios['p50_us']:5.2f}"
             f" {one['p99_us']:8.0f} {ratios['p99_us']:5.2f}   {parts}",
             flush=True,
@@ -157,9 +158,11 @@ def main() -> None:
         load = ", ".join(f"{each:.1f}" for each in os.getloadavg())
         print(f"{os.cpu_count()} cores, load average {load}; {options.rounds} rounds of 2 x {options.seconds:g} s")
         print(f"CPU in us a message, x: its ratio to minimal's (goal: at most {GOAL}); raw: with what an idle process")
-        print("spends, idle/s: that in us a second; latency in us; last, the net CPU by thread\n")
+        print("spends, idle/s: that in us a second; of ROS: net without the bridge's loop, which receives and maps;")
+        print("latency in us; last, the net CPU by thread\n")
         print(
-            f"{'what':<6} {'Hz':>4} {'publisher':<12} {'n':>6} {'lost':>4} {'CPU net':>8} {'x':>5}"
+            f"{'what':<6} {'Hz':>4} {'publisher':<12} {'n':>6} {'lost':>4}"
+            f" {'CPU net':>8} {'x':>5} {'of ROS':>8} {'x':>5}"
             f" {'CPU raw':>8} {'x':>5} {'idle/s':>7} {'p50':>8} {'x':>5} {'p99':>8} {'x':>5}   by thread"
         )
         found: dict[str, Any] = {}

@@ -51,6 +51,11 @@ class Round(NamedTuple):
         elapsed_s = sum(each.elapsed_ns for each in self.slices) / 1e9
         return self.raw_us(part) - self.idle_us_per_s(part) * elapsed_s / self.sent
 
+    def ros_us(self) -> float:
+        """The same without the loop, where another thread publishes: the loop receives and maps, which is not ROS."""
+        publishes = any("publisher" in each.cpu_ns for each in self.slices)
+        return self.net_us() - (self.net_us("loop") if publishes else 0.0)
+
     def latency_us(self, percent: float) -> float:
         return percentile([us for each in self.slices for us in each.latencies_us()], percent)
 
@@ -77,6 +82,7 @@ def summary(rounds: Sequence[Round], beside: Sequence[Round]) -> dict[str, Any]:
     parts = sorted({part for each in rounds for one in each.slices for part in one.cpu_ns} - {"total"})
     figures: dict[str, Callable[[Round], float]] = {
         "net_us": Round.net_us,
+        "ros_us": Round.ros_us,
         "raw_us": Round.raw_us,
         "p50_us": lambda each: each.latency_us(50),
         "p99_us": lambda each: each.latency_us(99),

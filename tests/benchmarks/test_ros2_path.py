@@ -76,7 +76,7 @@ def test_ratios_are_those_within_a_round() -> None:
     assert ratio(ours, theirs, Round.net_us) == pytest.approx(1.5)
     found = summary(ours, theirs)
     assert found["net_us"] == pytest.approx(330)
-    assert found["ratios"] == pytest.approx({"net_us": 1.5, "raw_us": 1.5, "p50_us": 1.2, "p99_us": 1.2})
+    assert found["ratios"] == pytest.approx({"net_us": 1.5, "ros_us": 1.5, "raw_us": 1.5, "p50_us": 1.2, "p99_us": 1.2})
     assert found["parts_us"] == pytest.approx({"loop": 330 * 0.75, "dds": 330 * 0.25})
     assert (found["sent"], found["lost"]) == (600, 0)
 

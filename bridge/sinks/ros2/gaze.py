@@ -22,6 +22,7 @@ from bridge.streams import GazeLayout, Sample, StreamDescriptor
 MARKER_M: Final = 1.0  # how far a ray without an end is drawn
 MARKER_LIFETIME_NS: Final = 300_000_000
 MM: Final = 1e-3
+NOTHING: Final = (math.nan,) * 3
 Ray = tuple[float, float, float, float, float, float]  # origin in m, unit vector
 
 
@@ -203,19 +204,33 @@ class GazeTopics:
             header=self.header, image_width=layout.width_px, image_height=layout.height_px
         )
         publish, quality = publisher.publish, desk.stamps.quality
+        # What this stream never has is NaN once for all: setting a field takes a microsecond where there are many.
+        eyes = (message.right, message.left)
+        for eye in eyes:
+            eye.eyelid_aperture = eye.eyelid_angle_top = eye.eyelid_angle_bottom = math.nan
+        for vector in (message.point, message.ray_origin, message.ray_direction, *(eye.center for eye in eyes)):
+            _set(vector, NOTHING)
+        for eye in eyes:
+            _set(eye.optical_axis, NOTHING)
+            eye.pupil_diameter = eye.pupil_diameter_px = math.nan
+        message.confidence = math.nan
+        has_eyes = any((layout.eye_center_indexes, layout.diameter_mm_indexes, layout.diameter_px_indexes))
 
         def fill(sample: Sample, mapped: Mapped) -> None:
             quality(message.quality, sample, mapped)
             x, y = self._xy
             message.pixel_x, message.pixel_y = x, y
             message.normalized_x, message.normalized_y = x / layout.width_px, y / layout.height_px
-            ray = self.ray() or (math.nan,) * 6
-            _set(message.ray_origin, ray[:3])
-            _set(message.ray_direction, ray[3:])
-            _set(message.point, self._vector(layout.point_index, MM))
-            self._eye(message.right, 0)
-            self._eye(message.left, 1)
-            message.confidence = self._value(layout.confidence_index)
+            ray = self.ray()
+            _set(message.ray_origin, NOTHING if ray is None else ray[:3])
+            _set(message.ray_direction, NOTHING if ray is None else ray[3:])
+            if layout.point_index is not None:
+                _set(message.point, self._vector(layout.point_index, MM))
+            if has_eyes:
+                self._eye(message.right, 0)
+                self._eye(message.left, 1)
+            if layout.confidence_index is not None:
+                message.confidence = self._values[layout.confidence_index]
             worn = self._value(layout.worn_index)
             message.worn = 0 if worn != worn else 2 if worn > 0.5 else 1
             publish(message)
@@ -231,7 +246,6 @@ class GazeTopics:
         _set(eye.optical_axis, self._vector(None if (i := layout.eye_axis_indexes) is None else i[which]))
         eye.pupil_diameter = MM * self._value(None if (i := layout.diameter_mm_indexes) is None else i[which])
         eye.pupil_diameter_px = self._value(None if (i := layout.diameter_px_indexes) is None else i[which])
-        eye.eyelid_aperture = eye.eyelid_angle_top = eye.eyelid_angle_bottom = math.nan
 
 
 def rotation(x: float, y: float, z: float) -> tuple[float, float, float, float]:
