@@ -29,6 +29,9 @@ POLL_S = 0.05
 FORGOTTEN_S = 4.0
 
 
+USED = {"gaze", "event", "imu"}  # the sensors that the bridge has stream
+
+
 class Stage(Protocol):
     """What faults need of the soak."""
 
@@ -123,7 +126,7 @@ def _app_clock_restarted(stage: Stage, tracker: Tracker) -> Fault:
             fields = json.loads(message.content[0])
             if fields.get("subject") == "attach" and fields["sensor_type"] != "hardware":
                 sensors[fields["sensor_type"]] = fields
-        return len(sensors) == 2
+        return sensors.keys() >= USED
 
     try:
         yield from _waiting(stage, greeting, f"{tracker.name} greets a second host")

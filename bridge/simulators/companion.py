@@ -172,8 +172,11 @@ def command(**options: Any) -> None:
     logging.getLogger("pyre").setLevel(logging.ERROR)
     try:
         status = run(CompanionOptions(**options))
+    except KeyboardInterrupt:  # a second one (`ros2 launch` and the terminal both send it) while it was ending
+        status = 0
     except (OSError, ValueError, zmq.ZMQError) as error:
         raise click.ClickException(str(error)) from error
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
     raise SystemExit(status)
 
 

@@ -130,7 +130,12 @@ def command(tape: Path | None, topics: str, missing_plugins: str, **options: Any
         raise click.UsageError("--tape and --synthesise exclude each other")
     logging.basicConfig(stream=sys.stderr, level=logging.INFO, format="%(levelname)s %(name)s: %(message)s")
     prefixes, missing = _split(topics), _split(missing_plugins)
-    sys.exit(run(CoreOptions(tape=tape or SHORT_TAPE, topics=prefixes, missing_plugins=missing, **options)))
+    try:
+        status = run(CoreOptions(tape=tape or SHORT_TAPE, topics=prefixes, missing_plugins=missing, **options))
+    except KeyboardInterrupt:  # a second one (`ros2 launch` and the terminal both send it) while it was ending
+        status = 0
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    sys.exit(status)
 
 
 def _split(words: str) -> tuple[str, ...]:
