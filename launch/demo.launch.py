@@ -23,11 +23,13 @@ interface = "127.0.0.1"
 beacon_port = {beacon_port}
 [[source.device]]
 name = "companion"
+sensors = ["gaze", "event", "imu", "scene"]
 
 [[source]]
 type = "pupil_core"
 address = "127.0.0.1:{core_port}"
 name = "core"
+topics = ["gaze", "pupil", "frame.world"]
 
 [[sink]]
 type = "ros2"

@@ -78,7 +78,8 @@ def _passed(end_ns: int | None) -> bool:
 
 @contextmanager
 def _stop_signals() -> Iterator[tuple[socket.socket, Callable[[], bool]]]:
-    """A socket that wakes a `select` when SIGINT or SIGTERM comes, and whether one came. What was there is restored."""
+    """A socket that wakes a `select` when SIGINT or SIGTERM comes, and whether one came. What was there is restored,
+    unless one came: then the others are not to disturb the end."""
     arrived = threading.Event()
     receiver, sender = socket.socketpair()
     restore: list[Callable[[], object]] = []
@@ -90,7 +91,12 @@ def _stop_signals() -> Iterator[tuple[socket.socket, Callable[[], bool]]]:
             restore.append(lambda: signal.set_wakeup_fd(wakeup_fd))
             for number in (signal.SIGINT, signal.SIGTERM):
                 previous = signal.signal(number, lambda *_: arrived.set())
-                restore.append(lambda number=number, previous=previous: signal.signal(number, previous))  # type: ignore[misc]
+
+                def undo_signal(number: int = number, previous: Any = previous) -> None:
+                    # What is asked for twice (by `ros2 launch` and the terminal) is not to disturb the end.
+                    signal.signal(number, signal.SIG_IGN if arrived.is_set() else previous)
+
+                restore.append(undo_signal)
         yield receiver, arrived.is_set
     finally:
         for undo in reversed(restore):
@@ -172,11 +178,8 @@ def command(**options: Any) -> None:
     logging.getLogger("pyre").setLevel(logging.ERROR)
     try:
         status = run(CompanionOptions(**options))
-    except KeyboardInterrupt:  # a second one (`ros2 launch` and the terminal both send it) while it was ending
-        status = 0
     except (OSError, ValueError, zmq.ZMQError) as error:
         raise click.ClickException(str(error)) from error
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
     raise SystemExit(status)
 
 

@@ -75,7 +75,8 @@ class _Stop:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         for number, handler in self._handlers.items():
-            signal.signal(number, handler)
+            # What is asked for twice (by `ros2 launch` and the terminal) is not to disturb the end.
+            signal.signal(number, signal.SIG_IGN if self.requested else handler)
         signal.set_wakeup_fd(self._wakeup)
         self._reader.close()
         self._writer.close()
@@ -130,12 +131,7 @@ def command(tape: Path | None, topics: str, missing_plugins: str, **options: Any
         raise click.UsageError("--tape and --synthesise exclude each other")
     logging.basicConfig(stream=sys.stderr, level=logging.INFO, format="%(levelname)s %(name)s: %(message)s")
     prefixes, missing = _split(topics), _split(missing_plugins)
-    try:
-        status = run(CoreOptions(tape=tape or SHORT_TAPE, topics=prefixes, missing_plugins=missing, **options))
-    except KeyboardInterrupt:  # a second one (`ros2 launch` and the terminal both send it) while it was ending
-        status = 0
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    sys.exit(status)
+    sys.exit(run(CoreOptions(tape=tape or SHORT_TAPE, topics=prefixes, missing_plugins=missing, **options)))
 
 
 def _split(words: str) -> tuple[str, ...]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
+import queue
 import threading
 from collections import deque
 from collections.abc import Callable
@@ -39,7 +40,9 @@ class Worker:
         self.size = size
         self.drop_newest = drop_newest
         self._queue: deque[Item] = deque()
-        self._changed = threading.Condition(threading.Lock())
+        self._looking = threading.Lock()  # held by who looks into the queue or changes it
+        # One for each item. Waiting for it is one call of C, where a Condition waits in Python.
+        self._tokens: queue.SimpleQueue[None] = queue.SimpleQueue()
         self._thread = threading.Thread(target=self._run, name="ros2 publisher", daemon=True)
         self._thread.start()
 
@@ -53,12 +56,14 @@ class Worker:
 
     def put(self, output: Publishing, sample: Sample, mapped: Mapped, host_ns: int) -> None:
         """A sample; the oldest one or this one is dropped where there is no room."""
-        with self._changed:
-            if len(self._queue) < self.size or self._make_room():
-                self._queue.append((output, sample, mapped, host_ns))
-                self._changed.notify()
+        with self._looking:
+            free = len(self._queue) < self.size
+            if not free and not self._make_room():
+                output.drop("queue_full")
                 return
-        output.drop("queue_full")
+            self._queue.append((output, sample, mapped, host_ns))
+        if free:  # else it has the token of what was dropped for it
+            self._tokens.put(None)
 
     def _make_room(self) -> bool:
         """Drops the oldest sample, if that is the policy; False when the newest has to go.
@@ -87,11 +92,11 @@ class Worker:
         self._put(work)
 
     def _put(self, item: Item, places: float = math.inf) -> bool:
-        with self._changed:
+        with self._looking:
             if len(self._queue) >= places:
                 return False
             self._queue.append(item)
-            self._changed.notify()
+        self._tokens.put(None)
         return True
 
     def call(self, work: Callable[[], None], timeout_s: float | None = None) -> bool:
@@ -133,7 +138,6 @@ class Worker:
                 item.publish(*waiting)
 
     def _take(self) -> Item:
-        with self._changed:
-            while not self._queue:
-                self._changed.wait()
+        self._tokens.get()
+        with self._looking:
             return self._queue.popleft()
