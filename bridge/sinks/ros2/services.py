@@ -10,7 +10,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from importlib import import_module
-from typing import Any
+from typing import Any, Final
 
 from std_srvs.srv import Trigger
 
@@ -18,6 +18,7 @@ from bridge.clock.host import sandwich
 from bridge.errors import BridgeError
 from bridge.sinks.ros2.desk import Desk
 
+NOUNS: Final = {"record": "recording", "calibrate": "calibration"}
 Ask = Callable[[str, dict[str, Any]], Any]  # command, arguments -> answer; raises BridgeError
 
 
@@ -27,40 +28,38 @@ class Services:
     def __init__(self, desk: Desk, ask: Ask) -> None:
         self._desk = desk
         self._ask = ask
-        self._of: dict[str, tuple[list[str], list[Any]]] = {}  # by device: its functions, the services
+        self._of: dict[tuple[str, str], list[Any]] = {}  # by device ("": all of them) and function
 
     def offer(self, devices: dict[str, list[str]]) -> None:
-        """Offers what these devices can do (device -> functions); the others' services end."""
-        wanted = dict(devices)
-        everybody = sorted({function for functions in devices.values() for function in functions} & {"record"})
-        wanted[""] = everybody
-        for device in [known for known in self._of if wanted.get(known) != self._of[known][0]]:
-            self._end(device)
-        for device, functions in wanted.items():
-            if device not in self._of:
-                self._of[device] = functions, self._made(device, functions)
+        """Offers what these devices can do (device -> functions). Services of what stays are left as they are."""
+        wanted = {(device, function) for device, functions in devices.items() for function in functions}
+        if any(function == "record" for _, function in wanted):
+            wanted.add(("", "record"))
+        for gone in self._of.keys() - wanted:
+            self._end(gone)
+        for device, function in sorted(wanted - self._of.keys()):
+            self._of[device, function] = self._made(device, function)
 
     def close(self) -> None:
-        for device in list(self._of):
-            self._end(device)
+        for key in list(self._of):
+            self._end(key)
 
-    def _end(self, device: str) -> None:
-        for service in self._of.pop(device)[1]:
+    def _end(self, key: tuple[str, str]) -> None:
+        for service in self._of.pop(key):
             self._desk.node.destroy_service(service)
 
-    def _made(self, device: str, functions: list[str]) -> list[Any]:
+    def _made(self, device: str, function: str) -> list[Any]:
         node, made = self._desk.node, []
         prefix = f"{device}/" if device else ""
-        for function, noun in (("record", "recording"), ("calibrate", "calibration")):
-            if function in functions:
-                for action in ("start", "stop"):
-                    callback = self._trigger(function, device, action)
-                    made.append(node.create_service(Trigger, f"{prefix}{action}_{noun}", callback))
+        if (noun := NOUNS.get(function)) is not None:
+            for action in ("start", "stop"):
+                callback = self._trigger(function, device, action)
+                made.append(node.create_service(Trigger, f"{prefix}{action}_{noun}", callback))
         if device and "pupil_msgs" in self._desk.packages:
             kinds = import_module("pupil_msgs.srv")
-            if "record" in functions:
+            if function == "record":
                 made.append(node.create_service(kinds.Record, f"{prefix}record", self._record(device)))
-            if "event" in functions:
+            elif function == "event":
                 made.append(node.create_service(kinds.SendEvent, f"{prefix}send_event", self._event(device)))
         return made
 

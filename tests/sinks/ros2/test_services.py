@@ -342,7 +342,7 @@ async def test_services_are_asked_while_they_come_and_go_and_every_answer_is_one
         until_s = time.monotonic() + 3.0
         while time.monotonic() < until_s:
             lab.tracker.actions.pop("record", None)
-            await lab.told()  # all of the device's services are made anew
+            await lab.told()  # those of recordings are made anew
             lab.can(lab.tracker, "record")
             await lab.told()
             await asyncio.sleep(0.05)
