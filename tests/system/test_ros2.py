@@ -436,11 +436,8 @@ def test_topics_are_reliable_and_the_node_offers_nothing_that_it_does_not_serve(
     assert run.graph["offered"].keys() == topics.keys()
     for device in ("companion", "core"):  # silent while no clock is set, and not listened to here
         topics[f"/pupil_bridge/{device}/clock_events"] = ["sensor_msgs/msg/TimeReference"]
-    # Names that begin so are hidden: `ros2` has a daemon of its own that may be in this domain.
-    (node,) = [node for name, node in run.graph["nodes"].items() if "/_" not in name]
-    assert [name for name in run.graph["nodes"] if "/_" not in name] == ["/pupil_bridge/pupil_bridge"]
-    assert topics.items() <= node["topics"].items()
-    known = {entry.name: entry.type for entry in TOPICS}
+    # Others may be in this domain: `ros2` has a daemon of its own, and the suite's earlier tests had nodes.
+    node = run.graph["nodes"]["/pupil_bridge/pupil_bridge"]
     of_ros_itself = {"/parameter_events", "/rosout", "/pupil_bridge/pupil_bridge/transition_event"}
     for name, kinds in node["topics"].items():
         if name in topics or name in of_ros_itself:
