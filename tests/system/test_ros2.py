@@ -27,7 +27,6 @@ pytest.importorskip("rclpy", reason="needs rclpy: pip install 'pupil-bridge[ros]
 from rosbags.rosbag2 import Reader
 from rosbags.typesys import Stores, get_typestore
 
-from bridge.sinks.ros2.topics import TOPICS
 from tests.system.harness import Bridge, Process, bridge, running, simulator, truth, wait_until
 
 pytestmark = pytest.mark.slow
