@@ -27,6 +27,7 @@ pytest.importorskip("rclpy", reason="needs rclpy: pip install 'pupil-bridge[ros]
 from rosbags.rosbag2 import Reader
 from rosbags.typesys import Stores, get_typestore
 
+from bridge.sinks.ros2.topics import TOPICS
 from tests.system.harness import Bridge, Process, bridge, running, simulator, truth, wait_until
 
 pytestmark = pytest.mark.slow
@@ -435,8 +436,10 @@ def test_topics_are_reliable_and_the_node_offers_nothing_that_it_does_not_serve(
     assert run.graph["offered"].keys() == topics.keys()
     for device in ("companion", "core"):  # silent while no clock is set, and not listened to here
         topics[f"/pupil_bridge/{device}/clock_events"] = ["sensor_msgs/msg/TimeReference"]
-    # Others may be in this domain: `ros2` has a daemon of its own, and the suite's earlier tests had nodes.
+    # Names that begin so are hidden: `ros2` has a daemon of its own that may be in this domain.
     node = run.graph["nodes"]["/pupil_bridge/pupil_bridge"]
+    assert topics.items() <= node["topics"].items()
+    known = {entry.name: entry.type for entry in TOPICS}
     of_ros_itself = {"/parameter_events", "/rosout", "/pupil_bridge/pupil_bridge/transition_event"}
     for name, kinds in node["topics"].items():
         if name in topics or name in of_ros_itself:
