@@ -22,7 +22,7 @@ _CFG = Path(_DIRECTORY.name) / "lsl_api.cfg"
 write_lsl_api_cfg(_CFG, f"pupil-bridge-test-{random.randrange(10**9)}")
 os.environ["LSLAPICFG"] = str(_CFG)
 os.environ["ROS_AUTOMATIC_DISCOVERY_RANGE"] = "LOCALHOST"
-os.environ["ROS_DOMAIN_ID"] = str(random.randrange(1, 100))
+os.environ["ROS_DOMAIN_ID"] = str(random.randrange(1, 100))  # while modules are imported: each has its own, below
 os.environ["ROS_PYTHON_CHECK_FIELDS"] = "1"
 os.environ["ROS_LOG_DIR"] = _DIRECTORY.name
 os.environ["XDG_STATE_HOME"] = _DIRECTORY.name
@@ -36,6 +36,15 @@ THREADS_END_S = 3.0
 
 def pytest_sessionfinish() -> None:
     _DIRECTORY.cleanup()
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _a_ros_domain_of_its_own() -> Iterator[None]:
+    """Nodes of an earlier module, which Fast DDS may show for some seconds more, are not this module's peers."""
+    with pytest.MonkeyPatch.context() as patch:
+        others = [number for number in range(1, 100) if number != int(os.environ["ROS_DOMAIN_ID"])]
+        patch.setenv("ROS_DOMAIN_ID", str(random.choice(others)))
+        yield
 
 
 @pytest.fixture(autouse=True)

@@ -12,8 +12,9 @@ if TYPE_CHECKING:
     from tests.sinks.ros2.lab import Hearer, Notes, Peer
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def plain_node() -> Iterator[Any]:
+    """A node for the module, which lives in the module's ROS domain and ends with it."""
     from tests.sinks.ros2 import lab
 
     with lab.node_alone() as node:
