@@ -107,7 +107,21 @@ LslPrefix = Annotated[str, AfterValidator(checks.lsl_prefix)]
 RateHz = Annotated[Annotated[float, Field(gt=0, le=100_000)] | None, BeforeValidator(checks.zero_is_unknown)]
 LatencyMs = Annotated[float, Field(ge=-1000, le=1000)]
 PingInterval = Annotated[float, Field(ge=0.1, le=60)]
-CoreTopic = Literal["gaze", "pupil", "frame.world", "frame.eye.0", "frame.eye.1"]
+CoreTopic = Literal[
+    "gaze",
+    "pupil",
+    "fixations",
+    "blinks",
+    "surfaces",
+    "annotation",
+    "notify",
+    "logging",
+    "frame.world",
+    "frame.eye.0",
+    "frame.eye.1",
+]
+SurfaceName = Annotated[str, Field(min_length=1, max_length=100)]
+NotificationPrefix = Annotated[str, Field(pattern=r"^[A-Za-z0-9_.]{1,100}$")]
 NdsiSensor = Literal["gaze", "event", "imu", "scene", "eyes"]
 
 
@@ -194,7 +208,12 @@ class NdsiSource(_Table):
 
 
 class PupilCoreSource(_Device):
-    """One Pupil Capture or Pupil Service; ``pupil`` rates are per eye and method, those of ``eyes`` per camera."""
+    """One Pupil Capture or Pupil Service; ``pupil`` rates are per eye and method, those of ``eyes`` per camera.
+
+    ``surfaces`` have their streams from the start, others from when they are first seen. ``late``: what becomes of gaze
+    that comes after its reorder window. ``live``: fixations and blinks also while they last. ``compat`` "capture": LSL
+    streams are those of Pupil Labs' plugin, no more and no less.
+    """
 
     type: Literal["pupil_core"]
     address: Annotated[str, AfterValidator(checks.address)] = checks.DEFAULT_CORE_ADDRESS
@@ -205,7 +224,23 @@ class PupilCoreSource(_Device):
         "pupil",
     )
     reorder_window_ms: Annotated[float, Field(ge=0, le=10_000)] = 300.0
-    frame_format: Literal["jpeg", "gray", "bgr"] = "jpeg"  # any other than Capture knows ends Capture
+    late: Literal["drop", "keep"] = "drop"
+    live: bool = False
+    surfaces: Annotated[
+        tuple[SurfaceName, ...], Field(strict=False, max_length=32), AfterValidator(checks.distinct)
+    ] = ()
+    annotations: Literal["label", "json"] = "label"
+    notifications: Annotated[
+        tuple[NotificationPrefix, ...],
+        Field(strict=False, min_length=1, max_length=32),
+        AfterValidator(checks.distinct),
+    ] = ("recording", "calibration")
+    compat: Literal["none", "capture"] = "none"
+    pupillometry_only: bool = False
+    time_sync: bool = False
+    interface: Annotated[IPv4Address | None, BeforeValidator(checks.interface)] = None  # for time_sync
+    beacon_port: Annotated[int, Field(ge=1, le=65535)] = checks.DEFAULT_BEACON_PORT  # the same
+    frame_format: Literal["jpeg", "gray", "bgr", "yuv"] = "jpeg"  # any other than Capture knows ends Capture
     gaze: StreamConfig = StreamConfig()
     pupil: StreamConfig = StreamConfig()
     scene: StreamConfig = StreamConfig()

@@ -59,6 +59,7 @@ class StreamInput:
         self.samples_in = 0
         self.last_received_ns: int | None = None
         self.dropped: Counter[str] = Counter()
+        self.late = 0  # left after others that are newer, with the stamp of these
         self._device = device
         self._clock = device.clock
         self._track = Track() if descriptor.arrivals_bound_clock else None
@@ -216,7 +217,11 @@ class StreamInput:
 
     def _put_in_order(self, host_ns: int, sample: Sample, mapped: Mapped) -> None:
         if host_ns < self._released_host_ns:
-            self.dropped["late"] += 1
+            if self.descriptor.keep_late:
+                self.late += 1
+                self._emit(self._released_host_ns, sample, mapped)
+            else:
+                self.dropped["late"] += 1
             return
         self._reordered += 1  # keeps equal stamps as they came
         heapq.heappush(self._reorder, (host_ns, self._reordered, sample, mapped))

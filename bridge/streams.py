@@ -17,6 +17,9 @@ class StreamKind(StrEnum):
     GAZE = "gaze"
     EVENT = "event"
     PUPIL = "pupil"
+    FIXATION = "fixation"
+    BLINK = "blink"
+    SURFACE = "surface"
     IMU = "imu"
     VIDEO = "video"
 
@@ -91,6 +94,47 @@ class PupilLayout(msgspec.Struct, frozen=True):
     normal_index: int
 
 
+class FixationLayout(msgspec.Struct, frozen=True):
+    """Where a fixation stream's payload holds what, as in GazeLayout; stamps are the starts of fixations.
+
+    ``surface`` is that on which the positions are (normalized, y up), "" for the scene image. ``duration_index``: ms,
+    ``dispersion_index``: degrees, ``method_index``: 2 or 3 as the gaze was. ``live``: the fixations still go on.
+    """
+
+    id_index: int
+    x_index: int
+    y_index: int
+    normalized_bottom_left: bool
+    width_px: int
+    height_px: int
+    duration_index: int
+    dispersion_index: int
+    confidence_index: int
+    method_index: int | None = None
+    point_index: int | None = None
+    on_surface_index: int | None = None  # above 0.5: on it
+    surface: str = ""
+    live: bool = False
+
+
+class BlinkLayout(msgspec.Struct, frozen=True):
+    """Where a blink stream's payload holds what; stamps are the starts of blinks. ``duration_index``: seconds, NaN
+    where its end was not seen."""
+
+    duration_index: int
+    confidence_index: int
+
+
+class SurfaceLayout(msgspec.Struct, frozen=True):
+    """Where a stream of gaze on the surface ``surface`` holds what: normalized, y up, from its bottom left corner."""
+
+    surface: str
+    x_index: int
+    y_index: int
+    on_surface_index: int  # above 0.5: on it
+    confidence_index: int
+
+
 class ImuLayout(msgspec.Struct, frozen=True):
     """Where an IMU stream's payload has its three axes: acceleration in g, angular velocity in degrees a second."""
 
@@ -105,7 +149,7 @@ class VideoLayout(msgspec.Struct, frozen=True):
     intrinsics: Camera | None = None
 
 
-Layout = GazeLayout | PupilLayout | ImuLayout | VideoLayout
+Layout = GazeLayout | PupilLayout | FixationLayout | BlinkLayout | SurfaceLayout | ImuLayout | VideoLayout
 
 
 class DeviceDescriptor(msgspec.Struct, frozen=True):
@@ -125,7 +169,9 @@ class StreamDescriptor(msgspec.Struct, frozen=True):
     ``name`` is unique in the device. ``lsl_suffix`` is appended to the device's LSL prefix ("" for the prefix alone).
     ``channels`` is empty for text streams, and what stands for a frame in video streams. ``instant`` says which moment
     a device stamp means; ``latency_ns`` is a known constant that is subtracted from it. A device whose stamps go
-    backwards has them put in order within ``reorder_window_ns``; ``in_order`` False lets them leave as they come.
+    backwards has them put in order within ``reorder_window_ns``; ``in_order`` False lets them leave as they come, and
+    ``keep_late`` has those that are later than the window leave with the stamp of the last one, where they would be
+    dropped. ``lsl`` False: not for LSL. ``device_time`` False: there without the channel of the device's own stamps.
     ``arrivals_bound_clock`` is False where samples are too old on arrival to say anything about the device's clock.
     """
 
@@ -140,6 +186,9 @@ class StreamDescriptor(msgspec.Struct, frozen=True):
     latency_ns: int = 0
     reorder_window_ns: int = 0
     in_order: bool = True
+    keep_late: bool = False
+    lsl: bool = True
+    device_time: bool = True
     arrivals_bound_clock: bool = True
     layout: Layout | None = None
 

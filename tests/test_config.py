@@ -68,9 +68,9 @@ def test_every_key_of_every_table_is_in_the_shipped_file() -> None:
     def walk(value: Any, place: tuple[str, ...]) -> None:
         written.add(place)
         for key, inner in value.items() if isinstance(value, dict) else ():
+            written.add((*place, key))
             for item in inner if isinstance(inner, list) else [inner]:
                 tag = (item["type"],) if isinstance(item, dict) and "type" in item else ()
-                written.add((*place, key))
                 walk(item, (*place, key, *tag))
 
     walk(tree, ())
@@ -223,7 +223,8 @@ hold_s = true
         "source[1].scene_size (line 13): must be [width, height] in pixels, two whole numbers from 1 to 16384",
         "source[1].name (line 16): 'core' is the name of source[0].device[0] already",
         "source[1].note (line 17): unknown key; known here: name, lsl_prefix, intrinsics, path_asymmetry_ms, type, "
-        "address, scene_size, topics, reorder_window_ms, frame_format, gaze, pupil, scene, eyes",
+        "address, scene_size, topics, reorder_window_ms, late, live, surfaces, annotations, notifications, compat, "
+        "pupillometry_only, time_sync, interface, beacon_port, frame_format, gaze, pupil, scene, eyes",
         "clock.unlocked (line 22): 'hol' is not possible; did you mean 'hold'?",
         "clock.hold_s (line 23): must be a finite number, not true",
         "sink: there must be at least one [[sink]]",
@@ -287,7 +288,8 @@ def test_an_empty_file_lacks_a_source_and_a_sink() -> None:
         (core(address='"here:0"'), "source[0].address (line 3): 'here:0': the port must be 1 to 65535"),
         (core(**{'"a b"': "1", "type2": "1"}).replace("type2 = 1\n", ""),
          'source[0]."a b" (line 3): unknown key; known here: name, lsl_prefix, intrinsics, path_asymmetry_ms, type, '
-         "address, scene_size, topics, reorder_window_ms, frame_format, gaze, pupil, scene, eyes"),
+         "address, scene_size, topics, reorder_window_ms, late, live, surfaces, annotations, notifications, compat, "
+         "pupillometry_only, time_sync, interface, beacon_port, frame_format, gaze, pupil, scene, eyes"),
     ],
 )  # fmt: skip
 def test_a_fault_in_a_source_is_explained(text: str, fault: str) -> None:

@@ -53,11 +53,12 @@ SYNC_CHANNELS = (
 class LslOutput:
     """One outlet for one stream of samples."""
 
-    def __init__(self, outlet: pylsl.StreamOutlet, text: bool, host_to_lsl_ns: int) -> None:
+    def __init__(self, outlet: pylsl.StreamOutlet, stream: StreamDescriptor, host_to_lsl_ns: int) -> None:
         self.samples_out = 0
         self.dropped: Counter[str] = Counter()
         self._push = outlet.push_sample
-        self._text = text
+        self._text = not stream.channels
+        self._device_time = stream.device_time
         self._host_to_lsl_ns = host_to_lsl_ns
 
     def push(self, sample: Sample, mapped: Mapped, host_ns: int) -> None:
@@ -67,8 +68,10 @@ class LslOutput:
             self._push((payload,), stamp_s)
         elif isinstance(payload, Frame):  # pixels never go over LSL
             self._push((float(payload.index), sample.device_ns * 1e-9), stamp_s)
-        else:
+        elif self._device_time:
             self._push((*payload, sample.device_ns * 1e-9), stamp_s)
+        else:
+            self._push(payload, stamp_s)
         self.samples_out += 1
 
     def close(self) -> None:
@@ -130,18 +133,20 @@ class LslSink:
                 f"LSL: the outlet {info.name()} cannot be opened: may this process open too few files (ulimit -n)?"
             ) from error
 
-    def open_stream(self, stream: StreamDescriptor) -> LslOutput:
+    def open_stream(self, stream: StreamDescriptor) -> LslOutput | None:
+        if not stream.lsl:
+            return None
         text = not stream.channels
         info = pylsl.StreamInfo(
             stream.lsl_name,
             stream.lsl_type,
-            1 if text else len(stream.channels) + 1,
+            1 if text else len(stream.channels) + stream.device_time,
             0.0,
             "string" if text else "double64",
             stream.source_id,
         )
         _describe_stream(info, stream)
-        output = LslOutput(self._outlet(info), text, self._host_to_lsl_ns)
+        output = LslOutput(self._outlet(info), stream, self._host_to_lsl_ns)
         self._outputs[stream.device.name].append(output)
         return output
 
@@ -221,10 +226,12 @@ def _describe_device(info: pylsl.StreamInfo, device: DeviceDescriptor) -> None:
 def _describe_stream(info: pylsl.StreamInfo, stream: StreamDescriptor) -> None:
     """Metadata by the XDF gaze specification, and what a stamp of this stream means."""
     channels = info.desc().append_child("channels")
-    for label, unit, kind, eye, system in [
-        *((c.label, c.unit, c.type, c.eye, c.coordinate_system) for c in stream.channels),
-        ("device_time", "seconds", "DeviceTime", "both", "") if stream.channels else ("marker", "", "Marker", "", ""),
-    ]:
+    described = [(c.label, c.unit, c.type, c.eye, c.coordinate_system) for c in stream.channels]
+    if not stream.channels:
+        described.append(("marker", "", "Marker", "", ""))
+    elif stream.device_time:
+        described.append(("device_time", "seconds", "DeviceTime", "both", ""))
+    for label, unit, kind, eye, system in described:
         channel = channels.append_child("channel")
         channel.append_child_value("label", label)
         channel.append_child_value("unit", unit)
