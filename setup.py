@@ -66,11 +66,12 @@ setup(
         "zeromq-pyre==0.3.4",  # pinned: bridge/sources/zre.py replaces the parts of it that end discovery
     ],
     extras_require={
-        "ros": [*ROS_WHEELS, "pillow>=10.3"],  # pillow decodes JPEG for who subscribes to raw images
+        "ros": [*ROS_WHEELS, "av>=14", "pillow>=10.3"],  # they decode H.264 and JPEG for who subscribes to raw images
         "bag": ["matplotlib>=3.8", "pillow>=10.3", "rosbags>=0.11"],
         "pictures": ["matplotlib>=3.8"],
         "systemd": ["systemd-python>=235; sys_platform == 'linux'"],
         "test": [
+            "av>=14",
             "hypothesis>=6.100",
             "import-linter>=2.0",
             "mcap-ros2-support>=0.5",

@@ -24,6 +24,7 @@ from bridge.streams import DeviceDescriptor, StreamDescriptor
 log = logging.getLogger(__name__)
 
 TOLD_NS = 1_500_000_000  # how old a clock's last status may be when a round trip changes it
+CLOCK_SET_NS = 2_000_000_000  # so long after it is told, an epoch that begins is that of a clock that was set
 Action = Callable[[Any], Awaitable[str]]  # arguments of the command -> what was done, for a person; raises Refused
 
 
@@ -126,10 +127,12 @@ class Device:
         self.malformed: Counter[str] = Counter()
         self.connected = False
         self.recording: bool | None = None  # whether the device itself records; None: not known
+        self.log: dict[str, Any] | None = None  # what the device itself reports, for the status; None: it does not
         self.actions: dict[str, Action] = {}  # by command of the control surface, what its source can do
         self._now_ns = now_ns
         self._epoch = clock.epoch
         self._told_ns = 0
+        self._clock_set_ns: int | None = None
         self._lines = LineBudget()
         self._sinks: list[Sink] = []
         for sink in sinks:
@@ -195,6 +198,12 @@ class Device:
             for stream in self.streams.values():
                 stream.clock_locked()
 
+    def clock_was_set(self, now_ns: int) -> None:
+        """The device says that its clock has just been set: the epoch that begins with that begins here. Asks for round
+        trips."""
+        self._clock_set_ns = now_ns
+        self.clock.request_burst()
+
     def epoch_changed(self, now_ns: int) -> None:
         """Tells the streams and the sinks if the clock's epoch is another one than before."""
         step_ns = self.clock.step_ns
@@ -221,11 +230,18 @@ class Device:
         log.log(level, "%s: %s; epoch %d begins", name, sentence, self._epoch, extra=fields)
         firsts = [first for stream in self.streams.values() if (first := stream.first_of_epoch()) is not None]
         for stream in self.streams.values():
-            stream.begin_epoch(now_ns, min(firsts, default=None))
+            stream.begin_epoch(now_ns, self._told_first(now_ns) or min(firsts, default=None))
         event = ClockEvent(now_ns, self.clock.to_device(now_ns), self._epoch, reason)
         for sink in self._sinks:
             sink.clock_event(self.descriptor, event)
         self._tell_status(self._now_ns())  # how much less is known now than at the last tick
+
+    def _told_first(self, now_ns: int) -> tuple[int, int] | None:
+        """Host and device time of the beginning of the epoch, where the device has told it."""
+        if self._clock_set_ns is None or now_ns - self._clock_set_ns > CLOCK_SET_NS:
+            return None
+        device_ns = self.clock.to_device(self._clock_set_ns)
+        return None if device_ns is None else (self._clock_set_ns, device_ns)
 
     def attached(self) -> None:
         """The device is there (again), with a clock that need not be the one it had."""

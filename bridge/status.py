@@ -16,8 +16,12 @@ SILENT_INTERVALS = 10
 
 
 def device_status(device: Device, now_ns: int, sinks: Iterable[str]) -> dict[str, Any]:
-    """One device with its clock and its streams; ``sinks`` are the names that ``samples_out`` has."""
+    """One device with its clock and its streams; ``sinks`` are the names that ``samples_out`` has.
+
+    "log" is there only of a device whose own log is listened to.
+    """
     clock = device.clock_status(now_ns)
+    log = {} if device.log is None else {"log": dict(device.log)}
     return {
         "name": device.descriptor.name,
         "kind": device.descriptor.kind,
@@ -40,6 +44,7 @@ def device_status(device: Device, now_ns: int, sinks: Iterable[str]) -> dict[str
         },
         "streams": [_stream(stream, now_ns, sinks) for stream in device.streams.values()],
         "malformed": dict(device.malformed),
+        **log,
     }
 
 
@@ -56,6 +61,7 @@ def _stream(stream: StreamInput, now_ns: int, sinks: Iterable[str]) -> dict[str,
         "samples_in": stream.samples_in,
         "samples_out": {s: stream.outputs[s].samples_out if s in stream.outputs else 0 for s in sinks},
         "dropped": stream.all_drops(),
+        "late_kept": stream.late,
         "flooding": stream.flooding,
     }
 

@@ -19,6 +19,7 @@ RATE_WINDOW_TICKS = 5
 FUTURE_LIMIT_NS = 10_000_000  # beyond the bound; less is clamped to the arrival
 TWO_EPOCHS_NS = 5_000_000_000  # so long after a step a stream may still deliver stamps from before
 LATEST_NS = 1_000_000_000  # a suspect that is later than that says nothing about when the step was
+FIRST_LATE_NS = 20_000_000
 USUAL_DELAY_SHARE = 0.05
 FLOOD_S = 15.0  # a network's outage, too, ends with many samples at once
 
@@ -181,7 +182,9 @@ class StreamInput:
             first_host_ns, first_device_ns = self._first
             if step_ns > 0:  # no clock showed what lies in between
                 return mapped if sample.device_ns >= first_device_ns - step_ns // 2 else before
-            is_before, is_now = before.host_ns < first_host_ns, mapped.host_ns >= first_host_ns
+            # When it was set may be known a little late.
+            little_ns = min(-step_ns // 2, FIRST_LATE_NS)
+            is_before, is_now = before.host_ns < first_host_ns, mapped.host_ns >= first_host_ns - little_ns
             if is_before != is_now:
                 return mapped if is_now else before
         received_ns, usual_ns = sample.received_ns, self._usual_delay_ns

@@ -16,7 +16,7 @@ from bridge.pipeline import Pipeline
 from bridge.sources import Source
 from bridge.status import SILENT_S, device_problems, device_status, process_status
 from bridge.streams import DeviceDescriptor, StreamKind
-from tests.scripted import MS, Bench, S, Shelf, ready
+from tests.scripted import LATE, MS, Bench, S, Shelf, ready
 
 OTHER = DeviceDescriptor("other", "companion", "pupil_labs_other", model="Model B")
 
@@ -101,6 +101,26 @@ def test_a_stream_has_its_count_for_every_sink_also_for_one_that_has_no_form_for
     assert stream["samples_in"] == 400
     assert stream["age_s"] == 0
     assert (stream["rate_in_hz"], stream["flooding"], stream["dropped"]) == (pytest.approx(200), False, {})
+
+
+def test_samples_that_were_kept_though_they_were_late_are_counted() -> None:
+    bench, stream, _ = ready(reorder_window_ns=20 * MS, keep_late=True, **LATE)
+    kept = []
+    for age_ns in (2 * MS, 200 * MS):
+        bench.run(stream, range(20))
+        bench.sample(stream, 0, age_ns=age_ns)
+        (found,) = device_status(bench.device, bench.now_ns, ["lsl"])["streams"]
+        kept.append((found["late_kept"], found["dropped"]))
+    assert kept == [(0, {}), (1, {})]
+
+
+def test_what_a_device_reports_of_itself_is_in_its_status_where_it_is_listened_to() -> None:
+    bench = Bench()
+    assert "log" not in device_status(bench.device, bench.now_ns, ["lsl"])
+    bench.device.log = {"errors": 1, "warnings": 2, "last": "ERROR: the camera is gone"}
+    found = device_status(bench.device, bench.now_ns, ["lsl"])
+    assert found["log"] == bench.device.log
+    assert json.loads(json.dumps(found, allow_nan=False)) == found
 
 
 def test_the_status_of_every_sink_is_under_its_name() -> None:

@@ -14,7 +14,7 @@ from typing import Any
 
 from benchmarks.soak import faults
 from benchmarks.soak.faults import Fault
-from benchmarks.soak.figures import Figures, Reading, read
+from benchmarks.soak.figures import Figures, Reading, read, warm_up_s
 from benchmarks.soak.lab import Lab, Tracker
 from bridge.errors import BridgeError
 
@@ -27,6 +27,7 @@ TAIL_S = 10.0  # without new faults, at the end
 SETTLE_S = 60.0  # a peer of ZRE that is killed is given up after half a minute
 QUIET_S = 1.5  # after which nothing waits to be put in order
 RELOAD_S = 60.0
+WARM_UP_SHARE = 0.25  # of the interval, while it warms up: see `figures.warm_up_s`
 PROGRESS_S = 30.0
 POOL_THREADS = min(32, (os.cpu_count() or 1) + 4)  # at most; the first one is there before the faults
 SLOPE_AFTER_S = 900.0  # of settled time; a slope of less says nothing of an hour
@@ -61,7 +62,8 @@ class Soak:
     def __init__(
         self, lab: Lab, seed: int, duration_s: float, interval_s: float, say: Callable[[str], None] = lambda _: None
     ) -> None:
-        """A fault begins every ``interval_s``, by half more or less. ``say`` gets what is wrong and the progress."""
+        """A fault begins every ``interval_s``, by half more or less, and four times as often while it warms up. ``say``
+        gets what is wrong and the progress."""
         self.lab = lab
         self.dice = random.Random(seed)
         self.duration_s = duration_s
@@ -132,7 +134,9 @@ class Soak:
             if self._now_s < self.duration_s - TAIL_S:
                 if self._now_s >= next_fault_s:
                     self._begin_some()
-                    next_fault_s = self._now_s + self._interval_s * self.dice.uniform(0.5, 1.5)
+                    warm = self._now_s >= warm_up_s(self.duration_s)
+                    interval_s = self._interval_s * (1.0 if warm else WARM_UP_SHARE)
+                    next_fault_s = self._now_s + interval_s * self.dice.uniform(0.5, 1.5)
                 if self._now_s >= next_reload_s and self.lab.catches_hangup:
                     self._begin("reloaded", "configuration", faults.reloaded(self, self._reloads))
                     self._reloads += 1

@@ -1,7 +1,7 @@
-"""Pupil Capture and Pupil Service over their Network API: gaze, pupils and images, the clock by ``t``, and control.
+"""Pupil Capture and Pupil Service over their Network API: the connection, and the clock by ``t``.
 
 Source: docs.pupil-labs.com "Network API", and the behaviour of Pupil Capture 3.6. What is not chosen is not subscribed
-to: publishers filter.
+to: publishers filter. Nothing announces that Capture's clock is set but its log, which is on the backbone.
 """
 
 from __future__ import annotations
@@ -21,16 +21,17 @@ from bridge.config import ClockConfig, NdsiSource, PupilCoreSource
 from bridge.errors import DeviceUnavailable, MalformedMessage
 from bridge.pipeline import Device, Pipeline
 from bridge.sources.pupil_core_control import PupilCoreControl
-from bridge.sources.pupil_core_streams import gaze_stream, pupil_stream, video_stream
+from bridge.sources.pupil_core_data import PupilCoreData
+from bridge.sources.pupil_core_streams import video_stream
 from bridge.sources.pupil_core_video import PupilCoreVideo
 from bridge.sources.pupil_remote import NoAnswer, PupilRemote, numeric
+from bridge.sources.pupil_time_sync import NoEcho, TimeSync
 from bridge.sources.zmqio import Lifeline, ZmqReader, subscriber
 from bridge.stream_input import StreamInput
 from bridge.streams import DeviceDescriptor
-from bridge.wire import pupil_core as wire
-from bridge.wire import pupil_core_channels as channels
 from bridge.wire import pupil_core_notes as notes
 from bridge.wire import pupil_remote as remote_wire
+from bridge.wire.pupil_core import UnknownTopic
 from bridge.wire.pupil_core_frames import CAMERAS
 
 __all__ = ["NoAnswer", "PupilCoreDeviceSource", "PupilRemote"]
@@ -40,14 +41,16 @@ OnFrames = Callable[[list[bytes]], None]
 
 REQUESTS_LOST_UNTIL_GONE = 3
 HIGH_WATER_MARK = 10_000
-MAX_MESSAGE_BYTES = 32 << 20  # anybody can publish on the backbone; a larger one costs the connection
+MAX_MESSAGE_BYTES = 4 << 20  # anybody can publish on the backbone; a larger one costs the connection
 NOTES_HIGH_WATER_MARK = 1000
-NOTES_MAX_BYTES = 1 << 20
+NOTES_MAX_BYTES = 8 << 20  # notify.calibration.setup.v2 has 1.7 MB
 BURST = 8  # round trips in a row: the fastest of them counts, each is written to Capture's log
 DATA_PATIENCE_NS = 3_000_000_000  # without a datum, data and Pupil Remote are gone together
 BURST_INTERVAL_S = 3.0  # after the first bursts
 PORTS_CHECK_S = 5.0
 PING_POLL_S = 0.05
+ANNOTATION = notes.ANNOTATION.encode()
+CONFIRM_BURSTS = 10  # so often at least the clock is asked through Pupil Remote, where Time Sync answers as well
 
 
 class Subscription:
@@ -78,13 +81,14 @@ class PupilCoreDeviceSource:
         self._clock_config = clock_config
         self._counts: Counter[str] = Counter()
         self._device: Device
-        self._gaze: StreamInput | None = None
-        self._pupil: dict[tuple[int, str], StreamInput] = {}
+        self._data: PupilCoreData
         self._cameras: dict[str, StreamInput] = {}
         self._video: PupilCoreVideo | None = None
         self._control: PupilCoreControl
         self._version: str | None = None
-        self._last_datum_ns = 0
+        self._time_sync: TimeSync | None = None
+        self._echoed = 0  # bursts since Pupil Remote was asked
+        self._clock_set = asyncio.Event()  # Capture's log says so, and no round trip has been made since
 
     def open(self, pipeline: Pipeline) -> None:
         config = self._config
@@ -96,12 +100,7 @@ class PupilCoreDeviceSource:
             transport="Pupil Core Network API",
         )
         self._device = pipeline.device(descriptor, self._config.path_asymmetry_ns)
-        if "gaze" in config.topics:
-            self._gaze = self._device.stream(gaze_stream(descriptor, config))
-        if "pupil" in config.topics:
-            for eye in (0, 1):
-                for method in ("2d", "3d"):
-                    self._pupil[eye, method] = self._device.stream(pupil_stream(descriptor, config, eye, method))
+        self._data = PupilCoreData(self._device, config, self._counts)
         for topic, camera in CAMERAS.items():
             if topic.decode() in config.topics:
                 self._cameras[camera] = self._device.stream(video_stream(descriptor, config, camera))
@@ -123,6 +122,7 @@ class PupilCoreDeviceSource:
             "type": "pupil_core",
             "address": self._config.address,
             "version": self._version,
+            "time_sync": None if self._time_sync is None else self._time_sync.asked,
             "counts": dict(self._counts),
         }
 
@@ -144,21 +144,29 @@ class PupilCoreDeviceSource:
                 self._device.attached()
                 open_.callback(self._control.detach)
                 self._control.attach(remote)
-                await self._keep_time(remote, ports)
+                open_.callback(self._data.release)
+                self._clock_set.clear()
+                if config.time_sync:
+                    address = None if config.interface is None else str(config.interface)
+                    self._time_sync = TimeSync(loop, address, config.beacon_port)
+                    open_.callback(self._time_sync.close)
+                await self._keep_time(remote, ports, host)
         except zmq.ZMQError as error:  # no file descriptors left
             raise DeviceUnavailable(f"no connection to Pupil Capture at {config.address}: {error}") from error
         finally:
-            self._video = None
+            self._video = self._time_sync = None
             context.destroy(0)
 
     def _subscribe(self, open_: contextlib.ExitStack, context: zmq.Context[Any], backbone: str) -> None:
         """Opens the sockets of the backbone, to be closed with ``open_``. Raises zmq.ZMQError."""
         loop = asyncio.get_running_loop()
-        said = subscriber(context, backbone, list(notes.TOPICS), NOTES_HIGH_WATER_MARK, NOTES_MAX_BYTES)
+        topics = [topic for topic in notes.TOPICS if topic != notes.LOGGED.encode()] + self._data.note_topics
+        topics = list(dict.fromkeys(topics))
+        said = subscriber(context, backbone, topics, NOTES_HIGH_WATER_MARK, NOTES_MAX_BYTES)
         open_.callback(Subscription(loop, said, backbone, self._on_note).close)
-        if topics := [f"{topic}.".encode() for topic in self._config.topics if topic in ("gaze", "pupil")]:
+        if topics := self._data.datum_topics:
             data = subscriber(context, backbone, topics, HIGH_WATER_MARK, MAX_MESSAGE_BYTES)
-            open_.callback(Subscription(loop, data, backbone, self._on_datum).close)
+            open_.callback(Subscription(loop, data, backbone, self._data.on_datum).close)
         if self._cameras:
             self._video = PupilCoreVideo(context, backbone, self._config, self._device, self._cameras, self._counts)
             open_.callback(self._video.close)
@@ -174,60 +182,77 @@ class PupilCoreDeviceSource:
             self._counts["replies_malformed"] += 1
             raise DeviceUnavailable(f"what answers at {self._config.address} is no Pupil Remote: {error}") from error
 
-    def _on_datum(self, frames: list[bytes]) -> None:
-        received_ns = monotonic_ns()
-        try:
-            datum = wire.decode_datum(frames)
-        except MalformedMessage as error:
-            kind = "topics_unknown" if isinstance(error, wire.UnknownTopic) else "datums_malformed"
-            self._device.malformed[kind] += 1
-            return
-        self._last_datum_ns = received_ns
-        if isinstance(datum, wire.Gaze):
-            if self._gaze is not None:
-                self._gaze.sample(datum.timestamp_ns, received_ns, channels.gaze_channels(datum))
-        else:
-            stream = self._pupil.get((datum.eye_id, datum.method))
-            if stream is not None:
-                stream.sample(datum.timestamp_ns, received_ns, channels.pupil_channels(datum))
-
     def _on_note(self, frames: list[bytes]) -> None:
+        topic = frames[0]
         try:
-            self._control.on_note(notes.decode_note(frames))
+            if topic.startswith(notes.LOG_START):
+                self._on_log(frames)
+            elif topic.startswith(ANNOTATION):
+                self._data.on_annotation(frames)
+            else:
+                if topic in notes.TOPICS:
+                    self._control.on_note(notes.decode_note(frames))
+                elif not self._data.takes_notifications:
+                    raise UnknownTopic(f"{topic[:64]!r} only begins like what was subscribed to")
+                self._data.on_notification(frames)
         except MalformedMessage as error:
-            unknown = isinstance(error, wire.UnknownTopic)
+            unknown = isinstance(error, UnknownTopic)
             self._device.malformed["topics_unknown" if unknown else "notifications_malformed"] += 1
 
+    def _on_log(self, frames: list[bytes]) -> None:
+        line = notes.decode_log(frames)
+        if notes.sets_clock(line):
+            # What has left Capture since then is of another clock, and comes after this line: gaze tens of ms after.
+            self._counts["clock_set_by_log"] += 1
+            self._data.hold()
+            self._device.clock_was_set(monotonic_ns())
+            self._clock_set.set()
+        if frames[0] in notes.TOPICS:
+            self._control.on_note(notes.decode_note(frames))
+        self._data.on_log(line)
+
     def _data_are_gone(self) -> bool:
-        last_ns = max(self._last_datum_ns, self._video.last_frame_ns if self._video is not None else 0)
+        last_ns = max(self._data.last_datum_ns, self._video.last_frame_ns if self._video is not None else 0)
         return monotonic_ns() - last_ns > DATA_PATIENCE_NS
 
-    async def _keep_time(self, remote: PupilRemote, ports: tuple[int, int]) -> None:
+    async def _keep_time(self, remote: PupilRemote, ports: tuple[int, int], host: str) -> None:
         """Measures the clock for as long as Pupil Remote answers, and sees when Capture has been started again."""
         clock = self._device.clock
         self.set_clock(self._clock_config)
         check_ports_at_ns = monotonic_ns() + round(PORTS_CHECK_S * 1e9)
         lost, epoch = 0, clock.epoch
         while True:
+            self._data.tick(monotonic_ns())
             wait_s = (clock.plan.next_ns() - monotonic_ns()) / 1e9
-            if wait_s > 0:
+            if wait_s > 0 and not self._clock_set.is_set():
                 if self._video is not None:
                     with contextlib.suppress(NoAnswer):  # round trips show that soon
                         await self._video.attend(remote)
-                await asyncio.sleep(min(max(wait_s, PING_POLL_S), 4 * PING_POLL_S))
+                with contextlib.suppress(TimeoutError):
+                    async with asyncio.timeout(min(max(wait_s, PING_POLL_S), 4 * PING_POLL_S)):
+                        await self._clock_set.wait()
                 continue
+            if self._clock_set.is_set():
+                self._clock_set.clear()
             clock.plan.sent(monotonic_ns())
             try:
-                for trip in await self._burst(remote):
+                for trip in await self._burst(remote, host):
                     self._device.ping(trip)
+                if clock.epoch != epoch:
+                    self._data.forget_clock()
+                if not self._clock_set.is_set():
+                    self._data.release()
                 # A clock that has stepped is as a rule a Capture that has been started again.
                 if clock.epoch != epoch or monotonic_ns() >= check_ports_at_ns:
                     epoch = clock.epoch
                     check_ports_at_ns = monotonic_ns() + round(PORTS_CHECK_S * 1e9)
                     if await self._ports(remote) != ports:
                         raise DeviceUnavailable(f"Pupil Capture at {self._config.address} has been started again")
+                if lost >= REQUESTS_LOST_UNTIL_GONE:
+                    log.info("%s: Pupil Remote answers again", self._config.name, extra={"DEVICE": self._config.name})
                 lost = 0
             except NoAnswer:
+                self._data.release()
                 lost += 1
                 check_ports_at_ns = 0  # it may have been started again in between
                 if lost < REQUESTS_LOST_UNTIL_GONE:
@@ -236,12 +261,17 @@ class PupilCoreDeviceSource:
                     raise
                 if lost == REQUESTS_LOST_UNTIL_GONE:
                     # Anybody's empty request ends Pupil Remote, and only that, for good: the data are worth having.
-                    name = self._config.name
-                    text = "%s: Pupil Remote has ended; data go on, the clock is not seen"
-                    log.warning(text, name, extra={"DEVICE": name})
+                    text = "%s: Pupil Remote does not answer any more; data go on, the clock is not seen"
+                    log.warning(text, self._config.name, extra={"DEVICE": self._config.name})
 
-    async def _burst(self, remote: PupilRemote) -> list[RoundTrip]:
+    async def _burst(self, remote: PupilRemote, host: str) -> list[RoundTrip]:
         """Some round trips in a row: after the first, nobody on the way has to wake up."""
+        offset_ns = self._device.clock.offset_ns
+        if self._time_sync is not None and offset_ns is not None and self._echoed < CONFIRM_BURSTS:
+            self._echoed += 1
+            with contextlib.suppress(NoEcho):
+                return await self._time_sync.burst(host, offset_ns, BURST)
+        self._echoed = 0
         trips: list[RoundTrip] = []
         for _ in range(BURST):
             reply, sent_ns, received_ns = await remote.ask(b"t")

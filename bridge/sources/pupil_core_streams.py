@@ -5,12 +5,15 @@ from __future__ import annotations
 import msgspec
 
 from bridge import shipped
-from bridge.config import PupilCoreSource
-from bridge.streams import FRAME_CHANNELS, Camera, DeviceDescriptor, StreamDescriptor, StreamKind, VideoLayout
+from bridge.config import PupilCoreSource, StreamConfig
+from bridge.streams import FRAME_CHANNELS, Camera, Channel, DeviceDescriptor, StreamDescriptor, StreamKind, VideoLayout
 from bridge.wire import pupil_core_channels as channels
 
-EYE_INSTANT = "exposure of the eye image as Capture estimates it, a constant camera latency apart"
-INSTANT = "exposure of the image as Capture estimates it, a constant camera latency apart"
+# What Pupil Labs document of the cameras' latencies (docs.pupil-labs.com, "Network API"). Never subtracted by itself.
+DOCUMENTED = "Capture adds 0.005 s on Linux; on Windows stamps are -0.015 s (eyes) and -0.070 s (scene) off"
+EYE_INSTANT = f"exposure of the eye image as Capture estimates it, a constant camera latency apart: {DOCUMENTED}"
+INSTANT = f"exposure of the image as Capture estimates it, a constant camera latency apart: {DOCUMENTED}"
+PLUGIN_FIXATION_CHANNELS = 7
 CAMERA_SUFFIXES = {"scene": "SceneFrames", "eye0": "Eye0Frames", "eye1": "Eye1Frames"}
 
 
@@ -34,6 +37,8 @@ def gaze_stream(device: DeviceDescriptor, config: PupilCoreSource) -> StreamDesc
         latency_ns=config.gaze.latency_ns,
         reorder_window_ns=config.reorder_window_ns,
         in_order=config.reorder_window_ns > 0,
+        keep_late=config.late == "keep",
+        device_time=config.compat != "capture",
         # The matcher holds gaze back for 12 to 120 ms and more.
         arrivals_bound_clock=False,
         layout=msgspec.structs.replace(channels.gaze_layout(width_px, height_px), intrinsics=scene_camera(config)),
@@ -52,13 +57,163 @@ def pupil_stream(device: DeviceDescriptor, config: PupilCoreSource, eye: int, me
         expected_rate_hz=config.pupil.expected_rate_hz,
         instant=EYE_INSTANT,
         latency_ns=config.pupil.latency_ns,
+        lsl=config.compat != "capture",
         layout=channels.pupil_layout(eye, method),
+    )
+
+
+def pupillometry_stream(device: DeviceDescriptor, config: PupilCoreSource) -> StreamDescriptor:
+    """Pupil datums of both eyes and all methods, as Pupil Labs' plugin has them. For LSL alone."""
+    return StreamDescriptor(
+        device=device,
+        name="pupillometry",
+        kind=StreamKind.PUPIL,
+        lsl_suffix="pupillometry_only",
+        lsl_type="Gaze",
+        channels=channels.PUPILLOMETRY_CHANNELS,
+        instant=EYE_INSTANT,
+        latency_ns=config.pupil.latency_ns,
+        reorder_window_ns=config.reorder_window_ns,  # two cameras run free
+        in_order=config.reorder_window_ns > 0,
+        keep_late=config.late == "keep",
+        device_time=config.compat != "capture",
+        arrivals_bound_clock=False,  # the streams of each eye and method do
+    )
+
+
+def fixation_stream(device: DeviceDescriptor, config: PupilCoreSource, *, live: bool) -> StreamDescriptor:
+    """Whole fixations or, ``live``, the windows that Capture makes them known by."""
+    width_px, height_px = config.scene_size
+    as_plugin = live and config.compat == "capture"
+    layout = channels.fixation_layout(width_px, height_px, live=live)
+    if as_plugin:  # which has no gaze points
+        layout = msgspec.structs.replace(layout, point_index=None)
+    return StreamDescriptor(
+        device=device,
+        name="fixations_live" if live else "fixations",
+        kind=StreamKind.FIXATION,
+        lsl_suffix="fixations_live" if live and not as_plugin else "fixations",
+        lsl_type="Fixations",
+        channels=channels.FIXATION_CHANNELS[: PLUGIN_FIXATION_CHANNELS if as_plugin else None],
+        instant=f"start of {'the window' if live else 'the fixation'}: {EYE_INSTANT}",
+        latency_ns=config.gaze.latency_ns,
+        lsl=as_plugin or config.compat != "capture",
+        device_time=config.compat != "capture",
+        arrivals_bound_clock=False,  # its start is long over
+        layout=layout,
+    )
+
+
+def blink_stream(device: DeviceDescriptor, config: PupilCoreSource) -> StreamDescriptor:
+    """Whole blinks."""
+    return _events_of_eyes(
+        device,
+        config,
+        "blinks",
+        "Blinks",
+        channels.BLINK_CHANNELS,
+        f"start of the blink, as the middle of the filter's window at its steepest: {EYE_INSTANT}",
+    )
+
+
+def blink_edge_stream(device: DeviceDescriptor, config: PupilCoreSource) -> StreamDescriptor:
+    """What Capture's filter finds, onsets and offsets, several of each blink."""
+    instant = f"middle of the filter's window: {EYE_INSTANT}"
+    return _events_of_eyes(device, config, "blinks_live", "Blinks_live", channels.BLINK_EDGE_CHANNELS, instant)
+
+
+def _events_of_eyes(
+    device: DeviceDescriptor,
+    config: PupilCoreSource,
+    name: str,
+    suffix: str,
+    of: tuple[Channel, ...],
+    instant: str,
+) -> StreamDescriptor:
+    return StreamDescriptor(
+        device=device,
+        name=name,
+        kind=StreamKind.BLINK,
+        lsl_suffix=suffix,
+        lsl_type="Blinks",
+        channels=of,
+        instant=instant,
+        latency_ns=config.pupil.latency_ns,
+        lsl=config.compat != "capture",
+        arrivals_bound_clock=False,
+        layout=channels.blink_layout() if of is channels.BLINK_CHANNELS else None,
+    )
+
+
+def surface_stream(device: DeviceDescriptor, config: PupilCoreSource, surface: str, slug: str) -> StreamDescriptor:
+    """Gaze on one surface."""
+    return StreamDescriptor(
+        device=device,
+        name=f"surface_{slug}",
+        kind=StreamKind.SURFACE,
+        lsl_suffix=f"Surface_{slug}",
+        lsl_type="Gaze",
+        channels=channels.SURFACE_CHANNELS,
+        instant=EYE_INSTANT,
+        latency_ns=config.gaze.latency_ns,
+        reorder_window_ns=config.reorder_window_ns,
+        in_order=config.reorder_window_ns > 0,
+        keep_late=config.late == "keep",
+        lsl=config.compat != "capture",
+        arrivals_bound_clock=False,
+        layout=channels.surface_layout(surface),
+    )
+
+
+def surface_fixation_stream(
+    device: DeviceDescriptor, config: PupilCoreSource, surface: str, slug: str
+) -> StreamDescriptor:
+    """Whole fixations, where they are on one surface."""
+    return StreamDescriptor(
+        device=device,
+        name=f"surface_{slug}_fixations",
+        kind=StreamKind.FIXATION,
+        lsl_suffix=f"Surface_{slug}_fixations",
+        lsl_type="Fixations",
+        channels=channels.SURFACE_FIXATION_CHANNELS,
+        instant=f"start of the fixation: {EYE_INSTANT}",
+        latency_ns=config.gaze.latency_ns,
+        lsl=config.compat != "capture",
+        arrivals_bound_clock=False,
+        layout=channels.surface_fixation_layout(surface),
+    )
+
+
+def annotation_stream(device: DeviceDescriptor, config: PupilCoreSource) -> StreamDescriptor:
+    """What is marked in recordings, by whomever: at any time, and of any time."""
+    return _markers(device, config, "annotations", "Annotations", "as whoever sent the annotation stamped it")
+
+
+def notification_stream(device: DeviceDescriptor, config: PupilCoreSource) -> StreamDescriptor:
+    """What happens in Capture."""
+    instant = "as Capture stamped it; where the text says so, its arrival at the bridge instead"
+    return _markers(device, config, "notifications", "Notifications", instant)
+
+
+def _markers(
+    device: DeviceDescriptor, config: PupilCoreSource, name: str, suffix: str, instant: str
+) -> StreamDescriptor:
+    return StreamDescriptor(
+        device=device,
+        name=name,
+        kind=StreamKind.EVENT,
+        lsl_suffix=suffix,
+        lsl_type="Markers",
+        instant=instant,
+        in_order=False,
+        lsl=config.compat != "capture",
+        arrivals_bound_clock=False,
     )
 
 
 def video_stream(device: DeviceDescriptor, config: PupilCoreSource, camera: str) -> StreamDescriptor:
     """The images of "scene", "eye0" or "eye1"."""
-    known = config.scene if camera == "scene" else config.eyes
+    known: StreamConfig = config.scene if camera == "scene" else config.eyes
     return StreamDescriptor(
         device=device,
         name=camera,
@@ -69,6 +224,7 @@ def video_stream(device: DeviceDescriptor, config: PupilCoreSource, camera: str)
         expected_rate_hz=known.expected_rate_hz,
         instant=INSTANT,
         latency_ns=known.latency_ns,
+        lsl=config.compat != "capture",
         # They are long on their way, and wait in queues where a computer is slow.
         arrivals_bound_clock=False,
         layout=VideoLayout(camera, scene_camera(config) if camera == "scene" else None),

@@ -68,7 +68,7 @@ COUNTS = (
 class ZreEvent(msgspec.Struct, frozen=True):
     """``type`` is ENTER, EXIT, JOIN, LEAVE (of the node's own group), WHISPER, SHOUT or SENT.
 
-    SENT: a stamped whisper has left at ``sent_ns``.
+    ENTER: ``content`` is where the peer lives, as tcp://address:port. SENT: a stamped whisper has left at ``sent_ns``.
     """
 
     type: str
@@ -334,7 +334,7 @@ class _Node:
         peer.refresh()
         if not peer.entered:
             peer.entered = True
-            self._tell("ENTER", peer)
+            self._tell("ENTER", peer, (peer.get_endpoint().encode(),))
             if self._group in message.groups:
                 self._tell("JOIN", peer, (self._group.encode(),))
 

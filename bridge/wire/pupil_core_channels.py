@@ -7,8 +7,10 @@ from __future__ import annotations
 
 from math import nan
 
-from bridge.streams import Channel, GazeLayout, PupilLayout
+from bridge.streams import BlinkLayout, Channel, FixationLayout, GazeLayout, PupilLayout, SurfaceLayout
 from bridge.wire.pupil_core import Gaze, Pupil
+from bridge.wire.pupil_core_movements import BlinkEdge, Fixation, WholeBlink, WholeFixation
+from bridge.wire.pupil_core_surfaces import SurfaceGaze
 
 _NO_VECTOR = (nan, nan, nan)
 
@@ -49,6 +51,52 @@ PUPIL_CHANNELS: tuple[Channel, ...] = (
     *_xyz("circle_3d_normal", "normalized", "Direction", "both", "eye"),
 )
 
+# Both eyes and all methods in one stream: labels, order, units and types are those of the plugin.
+PUPILLOMETRY_CHANNELS: tuple[Channel, ...] = (
+    Channel("confidence", "normalized", "Confidence"),
+    *_norm_pos("eye"),
+    *GAZE_CHANNELS[18:],
+)
+
+_FIXATION = "com.pupil-labs.fixation."
+_DURATION_S = Channel("duration_s", "seconds", f"{_FIXATION}duration_s")
+# The first seven are the plugin's, units and types too: it has none for an id and a method.
+FIXATION_CHANNELS: tuple[Channel, ...] = (
+    Channel("fixation id", "", f"{_FIXATION}id"),
+    Channel("confidence", "normalized", "Confidence"),
+    *_norm_pos("world"),
+    Channel("dispersion", "degree", f"{_FIXATION}dispersion"),
+    Channel("duration", "milliseconds", f"{_FIXATION}duration"),
+    Channel("method", "", f"{_FIXATION}method"),
+    *_xyz("gaze_point_3d", "mm", "Intersection", "both", "world"),
+    _DURATION_S,
+)
+
+_ON_SURFACE = Channel("on_surf", "none", "com.pupil-labs.surface.on_surf", "both", "surface")
+SURFACE_CHANNELS: tuple[Channel, ...] = (
+    *_norm_pos("surface"),
+    _ON_SURFACE,
+    Channel("confidence", "normalized", "Confidence"),
+)
+SURFACE_FIXATION_CHANNELS: tuple[Channel, ...] = (
+    *FIXATION_CHANNELS[:2],
+    *_norm_pos("surface"),
+    *FIXATION_CHANNELS[4:6],
+    _DURATION_S,
+    _ON_SURFACE,
+)
+
+BLINK_CHANNELS: tuple[Channel, ...] = (
+    Channel("duration", "seconds", "com.pupil-labs.blink.duration"),
+    Channel("confidence", "normalized", "Confidence"),
+    Channel("onset_confidence", "normalized", "Confidence"),
+    Channel("offset_confidence", "normalized", "Confidence"),
+)
+BLINK_EDGE_CHANNELS: tuple[Channel, ...] = (
+    Channel("onset", "none", "com.pupil-labs.blink.onset"),
+    Channel("confidence", "normalized", "Confidence"),
+)
+
 
 def gaze_layout(width_px: int, height_px: int) -> GazeLayout:
     """Where `GAZE_CHANNELS` have what, for a scene camera of that size."""
@@ -82,6 +130,51 @@ def pupil_layout(eye: int, method: str) -> PupilLayout:
         center_index=6,
         normal_index=9,
     )
+
+
+def fixation_layout(width_px: int, height_px: int, *, live: bool, point: bool = True) -> FixationLayout:
+    """Where `FIXATION_CHANNELS` have what; without ``point`` the plugin's seven alone."""
+    return FixationLayout(
+        id_index=0,
+        x_index=2,
+        y_index=3,
+        normalized_bottom_left=True,
+        width_px=width_px,
+        height_px=height_px,
+        duration_index=5,
+        dispersion_index=4,
+        confidence_index=1,
+        method_index=6,
+        point_index=7 if point else None,
+        live=live,
+    )
+
+
+def surface_fixation_layout(surface: str) -> FixationLayout:
+    """Where `SURFACE_FIXATION_CHANNELS` have what. A surface has no size in pixels: 0 by 0."""
+    return FixationLayout(
+        id_index=0,
+        x_index=2,
+        y_index=3,
+        normalized_bottom_left=True,
+        width_px=0,
+        height_px=0,
+        duration_index=5,
+        dispersion_index=4,
+        confidence_index=1,
+        on_surface_index=7,
+        surface=surface,
+    )
+
+
+def surface_layout(surface: str) -> SurfaceLayout:
+    """Where `SURFACE_CHANNELS` have what."""
+    return SurfaceLayout(surface, x_index=0, y_index=1, on_surface_index=2, confidence_index=3)
+
+
+def blink_layout() -> BlinkLayout:
+    """Where `BLINK_CHANNELS` have what."""
+    return BlinkLayout(duration_index=0, confidence_index=1)
 
 
 def gaze_channels(gaze: Gaze) -> tuple[float, ...]:
@@ -121,3 +214,61 @@ def pupil_channels(pupil: Pupil) -> tuple[float, ...]:
         *(pupil.circle_center or _NO_VECTOR),
         *(pupil.circle_normal or _NO_VECTOR),
     )
+
+
+def pupillometry_channels(pupil: Pupil) -> tuple[float, ...]:
+    """The values of `PUPILLOMETRY_CHANNELS`, NaN for the other eye and what the datum has not."""
+    px, mm = pupil.diameter_px, nan if pupil.diameter_mm is None else pupil.diameter_mm
+    diameters = (nan, px, nan, mm) if pupil.eye_id else (px, nan, mm, nan)
+    return (pupil.confidence, *pupil.norm_pos, *diameters)
+
+
+def fixation_window_channels(window: Fixation) -> tuple[float, ...]:
+    """The values of `FIXATION_CHANNELS` of one window: its own start, duration and mean."""
+    return _fixation(window)
+
+
+def fixation_channels(whole: WholeFixation) -> tuple[float, ...]:
+    """The values of `FIXATION_CHANNELS`, NaN where it has none."""
+    return _fixation(whole)
+
+
+def _fixation(fixation: Fixation | WholeFixation) -> tuple[float, ...]:
+    return (
+        float(fixation.id),
+        fixation.confidence,
+        *fixation.norm_pos,
+        fixation.dispersion_deg,
+        fixation.duration_ms,
+        nan if fixation.method is None else float(fixation.method[0]),
+        *(fixation.gaze_point_3d or _NO_VECTOR),
+        fixation.duration_ms / 1000.0,
+    )
+
+
+def surface_fixation_channels(fixation: WholeFixation) -> tuple[float, ...]:
+    """The values of `SURFACE_FIXATION_CHANNELS`."""
+    return (
+        float(fixation.id),
+        fixation.confidence,
+        *fixation.norm_pos,
+        fixation.dispersion_deg,
+        fixation.duration_ms,
+        fixation.duration_ms / 1000.0,
+        nan if fixation.on_surface is None else float(fixation.on_surface),
+    )
+
+
+def surface_channels(gaze: SurfaceGaze) -> tuple[float, ...]:
+    """The values of `SURFACE_CHANNELS`."""
+    return (*gaze.norm_pos, float(gaze.on_surface), gaze.confidence)
+
+
+def blink_channels(blink: WholeBlink) -> tuple[float, ...]:
+    """The values of `BLINK_CHANNELS`."""
+    return (blink.duration_s, blink.confidence, blink.onset_confidence, blink.offset_confidence)
+
+
+def blink_edge_channels(edge: BlinkEdge) -> tuple[float, ...]:
+    """The values of `BLINK_EDGE_CHANNELS`: the first is 1 for an onset and 0 for an offset."""
+    return (float(edge.onset), edge.confidence)

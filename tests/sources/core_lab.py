@@ -22,7 +22,7 @@ from tests.sources.zre_peer import until
 
 PUPIL_TIME_OFFSET_S = -1000.0
 ALLOWED_REQUESTS = {b"SUB_PORT", b"PUB_PORT", b"v", b"t"}
-SAID = {b"logging.info", *(b"notify.recording." + event for event in (b"started", b"stopped"))}
+SAID = {b"logging.", *(b"notify.recording." + event for event in (b"started", b"stopped"))}
 SAID |= {b"notify.calibration." + event for event in (b"started", b"stopped", b"successful", b"failed")}
 encode = msgspec.msgpack.encode
 

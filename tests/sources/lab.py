@@ -21,6 +21,7 @@ from tests.sources.zre_peer import HELLO, PING, PING_OK, WHISPER, RawPeer, until
 
 DEVICE_OFFSET_NS = 1_700_000_000_000_000_000
 TIME_ECHO = "<<time>>"
+TIME_SYNC = "lsl.time_sync."
 
 
 class RecordingOutput:
@@ -184,7 +185,9 @@ class RawPhone(RawPeer):
         self.echoes = 1
         self.echo_offsets_ns = [0, 0, 0]
         self.pings = 0
-        self.told: list[dict[str, Any]] = []  # events that are no pings
+        self.told: list[dict[str, Any]] = []  # events that are no pings, and none of time sync
+        self.time_syncs: list[tuple[float, dict[str, Any]]] = []  # those, and when they came by time.monotonic()
+        self.publishes_time_syncs = False  # as an app does; most tests count the events that they make
         self._handled = 0
         self._task: asyncio.Task[None] | None = None
         self.gaze = self.sensor("gaze", "Gaze")
@@ -228,6 +231,11 @@ class RawPhone(RawPeer):
                 self.say(PING_OK)
             elif message.kind == WHISPER:
                 event = json.loads(message.content[0])
+                if event["name"].startswith(TIME_SYNC):
+                    self.time_syncs.append((time.monotonic(), event))
+                    if self.publishes_time_syncs:
+                        self.event.send(event_frames(device_time(), event["name"]))
+                    continue
                 if event["name"] != TIME_ECHO:
                     self.told.append(event)
                     stamp_ns = event["timestamp"]

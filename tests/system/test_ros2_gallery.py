@@ -19,7 +19,8 @@ ANEW = "WRITE_DOCS=1 .venv/bin/python -m pytest tests/system/test_ros2_gallery.p
 INTRODUCTION = f"""# ROS 2: every topic, service and parameter
 
 Made from the code by `{ANEW}`. Names are relative to `/<namespace>/<device name>/`, by default `/pupil_bridge/...`; `{{device}}` and
-`{{camera}}` (`scene`, `eye0`, `eye1`) stand for what there is. Units are REP-103's, the optical frames have x right, y down, z forward. Before
+`{{camera}}` (`scene`, `eye0`, `eye1`) stand for what there is, `{{surface}}` for the name of a surface in a-z, 0-9 and _ (`Screen 1` is
+`screen_1`). Units are REP-103's, the optical frames have x right, y down, z forward. Before
 every frame stands `frame_prefix`. What each of them means in use: [ros2.md](ros2.md).
 
 ## Topics

@@ -163,7 +163,7 @@ def _set_time(address: str, forward_s: float) -> float:
         return before_s
 
 
-@pytest.mark.parametrize("step_s", [0.05, -0.2])
+@pytest.mark.parametrize("step_s", [0.05, -0.2, 10.0, -4900.0])
 def test_a_capture_whose_time_somebody_sets_goes_on_in_the_same_recording(
     step_s: float, tmp_path: Path, record_property: Callable[[str, object], None]
 ) -> None:

@@ -83,6 +83,9 @@ def _device(name: str, device: dict[str, Any], warn_s: float) -> DiagnosticStatu
     values["samples_dropped"] = str(sum(sum(s["dropped"].values()) for s in device["streams"]))
     values["dropped_by"] = ", ".join(sorted(dropped)) or "nothing"
     values["malformed"] = str(sum(device["malformed"].values()))
+    if (log := device.get("log")) is not None:  # the device's own, where it is listened to
+        values |= {"log errors": str(log["errors"]), "log warnings": str(log["warnings"])}
+        values["last log line"] = log["last"]
     return _status(level, f"{name}: {device['name']}", device["name"], text, values)
 
 

@@ -14,17 +14,22 @@ from bridge.sinks.ros2.diagnostics import Diagnostics
 from bridge.sinks.ros2.events import EventTopics
 from bridge.sinks.ros2.gaze import GazeTopics
 from bridge.sinks.ros2.imu import ImuTopic
+from bridge.sinks.ros2.movements import BlinkTopic, FixationTopic
 from bridge.sinks.ros2.pupil import PupilTopic
 from bridge.sinks.ros2.services import Services
+from bridge.sinks.ros2.surfaces import SurfaceNames, SurfaceTopics
 from bridge.sinks.ros2.video import ImageThread, VideoTopics
 from bridge.streams import (
+    BlinkLayout,
     DeviceDescriptor,
+    FixationLayout,
     GazeLayout,
     ImuLayout,
     PupilLayout,
     Sample,
     StreamDescriptor,
     StreamKind,
+    SurfaceLayout,
     VideoLayout,
 )
 
@@ -96,8 +101,10 @@ def has_form(stream: StreamDescriptor, desk: Desk) -> bool:
     layout = stream.layout
     return (
         stream.kind is StreamKind.EVENT
-        or isinstance(layout, GazeLayout | ImuLayout | VideoLayout)
+        or isinstance(layout, GazeLayout | ImuLayout | VideoLayout | SurfaceLayout)
         or (isinstance(layout, PupilLayout) and desk.has("pupil"))
+        or (isinstance(layout, FixationLayout) and desk.has("fixations") and not (layout.live and layout.surface))
+        or (isinstance(layout, BlinkLayout) and desk.has("blinks"))
     )
 
 
@@ -109,6 +116,7 @@ class Stage:
         self._desk = desk
         self._devices: dict[str, DeviceDescriptor] = {}
         self._outputs: dict[str, list[Ros2Output]] = {}
+        self._surfaces: dict[str, SurfaceNames] = {}  # which stay the same when topics are made anew
         self._topics: dict[str, DeviceTopics] = {}  # while configured
         self._common: tuple[Diagnostics, StaticTransforms] | None = None  # while configured
         self._images = ImageThread()
@@ -122,6 +130,7 @@ class Stage:
     def add_device(self, device: DeviceDescriptor) -> None:
         self._devices[device.name] = device
         self._outputs[device.name] = []
+        self._surfaces[device.name] = SurfaceNames()
         if self.configured:
             self._open_device(device)
             self._tell_transforms()
@@ -133,7 +142,7 @@ class Stage:
 
     def remove_device(self, name: str) -> None:
         self._close_device(name)
-        del self._devices[name], self._outputs[name]
+        del self._devices[name], self._outputs[name], self._surfaces[name]
         if self.configured:
             self._tell_transforms()
 
@@ -197,12 +206,20 @@ class Stage:
         self._topics[device.name] = DeviceTopics(self._desk, device)
 
     def _open_output(self, output: Ros2Output) -> None:
-        stream, desk = output.stream, self._desk
+        stream, desk, surfaces = output.stream, self._desk, self._surfaces[output.stream.device.name]
         match stream.layout:
             case GazeLayout() as gaze:
                 output.topics = GazeTopics(desk, stream, gaze)
             case PupilLayout() as pupil:
                 output.topics = PupilTopic(desk, stream, pupil)
+            case FixationLayout(surface="") as fixation:
+                output.topics = FixationTopic(desk, stream, fixation)
+            case FixationLayout() as fixation:
+                output.topics = FixationTopic(desk, stream, fixation, surfaces.of(fixation.surface))
+            case BlinkLayout() as blink:
+                output.topics = BlinkTopic(desk, stream, blink)
+            case SurfaceLayout() as surface:
+                output.topics = SurfaceTopics(desk, stream, surface, surfaces.of(surface.surface))
             case ImuLayout() as imu:
                 output.topics = ImuTopic(desk, stream, imu)
             case VideoLayout() as video:

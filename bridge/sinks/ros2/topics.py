@@ -1,7 +1,8 @@
 """Every topic that the bridge offers, as one table: what publishes, and what the documentation shows. No rclpy here.
 
 Names are relative to ``<node namespace>/<device name>/``; in names and frames ``{surface}``, ``{camera}`` and so on
-stand for what a device has. Units are those of REP-103, the IMU's frame that of REP-145.
+stand for what a device has; a surface's name is made of a to z, 0 to 9 and _ (bridge/sinks/ros2/surfaces.py). Units are
+those of REP-103, the IMU's frame that of REP-145.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from typing import Final, NamedTuple
 SCENE_FRAME: Final = "{device}_scene_camera_optical_frame"
 CAMERA_FRAME: Final = "{device}_{camera}_camera_optical_frame"
 IMU_FRAME: Final = "{device}_imu_link"
+SURFACE_FRAME: Final = "{device}_surface_{surface}"  # origin at its top left corner, x right, y down
 SMALL, VIDEO, ONE = 50, 5, 1
 
 
@@ -91,6 +93,59 @@ TOPICS: Final = (
         optional=True,
     ),
     Topic(
+        "fixations",
+        "pupil_msgs/msg/Fixation",
+        SCENE_FRAME,
+        "each fixation, once it is over",
+        "header.stamp: its start; s, m, rad, pixels and 0 to 1 from the top left of the scene image; finished = true",
+        "Core fixations",
+        optional=True,
+    ),
+    Topic(
+        "fixations/live",
+        "pupil_msgs/msg/Fixation",
+        SCENE_FRAME,
+        "each window in which one is found, with `live = true`",
+        "as fixations; finished = false, and one fixation comes several times",
+        "Core fixations",
+        optional=True,
+    ),
+    Topic(
+        "blinks",
+        "pupil_msgs/msg/Blink",
+        "",
+        "each blink, once it is over",
+        "header.stamp: its start; s",
+        "Core blinks",
+        optional=True,
+    ),
+    Topic(
+        "surfaces/{surface}/gaze",
+        "pupil_msgs/msg/SurfaceGaze",
+        SURFACE_FRAME,
+        "each gaze sample while the surface is seen",
+        "0 to 1 from the top left of the surface, y down; its name on the device; whether it is on it",
+        "Core surfaces.*",
+        optional=True,
+    ),
+    Topic(
+        "surfaces/{surface}/gaze/normalized",
+        "geometry_msgs/msg/PointStamped",
+        SURFACE_FRAME,
+        "each gaze sample while the surface is seen",
+        "x, y from 0 to 1 from the top left of the surface, y down, beyond them beside it; z = 0",
+        "Core surfaces.*",
+    ),
+    Topic(
+        "surfaces/{surface}/fixations",
+        "pupil_msgs/msg/Fixation",
+        SURFACE_FRAME,
+        "each fixation, once it is over",
+        "as fixations, but 0 to 1 from the top left of the surface, beyond them beside it; no pixels, no point",
+        "Core surfaces.*",
+        optional=True,
+    ),
+    Topic(
         "imu/data_raw",
         "sensor_msgs/msg/Imu",
         IMU_FRAME,
@@ -112,7 +167,7 @@ TOPICS: Final = (
         "sensor_msgs/msg/Image",
         CAMERA_FRAME,
         "each frame, while somebody subscribes",
-        "rgb8 (decoded JPEG), bgr8, mono8",
+        "rgb8 (decoded JPEG, or planes of YUV), bgr8, mono8",
         "NDSI video; Core frame.*",
         depth=VIDEO,
     ),
@@ -149,7 +204,7 @@ TOPICS: Final = (
         "",
         "each event",
         "header.stamp: when it was; time_ref: the device's time; source: the text",
-        "NDSI event",
+        "NDSI event; Core annotation",
     ),
     Topic(
         "events_detail",
@@ -157,8 +212,16 @@ TOPICS: Final = (
         "",
         "each event",
         "the text; bound and state of the stamp",
-        "NDSI event",
+        "NDSI event; Core annotation",
         optional=True,
+    ),
+    Topic(
+        "notifications",
+        "sensor_msgs/msg/TimeReference",
+        "",
+        "each notification of those chosen",
+        "header.stamp: when it was; time_ref: the device's time; source: the notification as JSON",
+        "Core notify.*",
     ),
     Topic(
         "clock_events",

@@ -33,6 +33,7 @@ PROFILE: Final = "config/fastdds-large-images.xml"
 PROFILE_VARIABLE: Final = "FASTRTPS_DEFAULT_PROFILES_FILE"
 LARGE_BYTES: Final = 500_000  # what a segment of Fast DDS' shared memory has room for by default
 RAW_ENCODINGS: Final = {"gray": ("mono8", 1), "bgr": ("bgr8", 3)}
+SHOWN: Final = ("jpeg", "yuv", *RAW_ENCODINGS)  # formats of which raw images can be made
 
 
 class VideoTopics:
@@ -83,7 +84,7 @@ class VideoTopics:
             self._compressed.publish(self._jpeg)
         elif frame.format == "h264":
             self._publish_video(frame)
-        if self.raw.get_subscription_count() and frame.format in ("jpeg", *RAW_ENCODINGS):
+        if self.raw.get_subscription_count() and frame.format in SHOWN:
             self._images.show(self, frame, stamp_ns)
 
     def _publish_info(self, frame: Frame) -> None:
@@ -201,21 +202,48 @@ class ImageThread:
     @staticmethod
     def _decoded(frame: Frame) -> Image | None:
         """The image of a frame; None where its bytes are none."""
-        if frame.format in RAW_ENCODINGS:
-            encoding, channels = RAW_ENCODINGS[frame.format]
-            data, width, height = frame.data, frame.width_px, frame.height_px
-            if len(data) != width * height * channels:
-                return None
-        else:
-            from PIL import Image as Pillow
-
-            encoding, channels = "rgb8", 3
-            try:
-                with Pillow.open(io.BytesIO(frame.data), formats=("JPEG",)) as opened:
-                    if opened.size != (frame.width_px, frame.height_px):  # before it takes memory
-                        return None
-                    width, height = opened.size
-                    data = opened.convert("RGB").tobytes()
-            except (OSError, ValueError, SyntaxError, Pillow.DecompressionBombError):  # as Pillow says it
-                return None
+        width, height = frame.width_px, frame.height_px
+        encoding, channels = RAW_ENCODINGS.get(frame.format, ("rgb8", 3))
+        data: bytes | None = frame.data
+        if frame.format == "jpeg":
+            data = rgb_of_jpeg(frame)
+        elif frame.format == "yuv":
+            data = rgb_of_yuv(frame)
+        if data is None or len(data) != width * height * channels:
+            return None
         return Image(width=width, height=height, encoding=encoding, step=width * channels, data=array.array("B", data))
+
+
+def rgb_of_jpeg(frame: Frame) -> bytes | None:
+    """Its pixels; None where its bytes are none, or of another size."""
+    from PIL import Image as Pillow
+
+    try:
+        with Pillow.open(io.BytesIO(frame.data), formats=("JPEG",)) as opened:
+            if opened.size != (frame.width_px, frame.height_px):  # before it takes memory
+                return None
+            return opened.convert("RGB").tobytes()
+    except (OSError, ValueError, SyntaxError, Pillow.DecompressionBombError):  # as Pillow says it
+        return None
+
+
+def rgb_of_yuv(frame: Frame) -> bytes | None:
+    """The pixels of planes Y, U, V; None where they cannot be that. Values are JPEG's (BT.601, 0 to 255): Capture makes
+    the planes out of the camera's JPEG. The length tells whether colours are at half width and half height, at half
+    width (Capture's), or at every pixel."""
+    from PIL import Image as Pillow
+
+    size = width, height = frame.width_px, frame.height_px
+    luma, half = width * height, (width + 1) // 2
+    for columns, rows in ((half, (height + 1) // 2), (half, height), size):
+        if luma and len(frame.data) == luma + 2 * columns * rows:
+            break
+    else:
+        return None
+    data, chroma = frame.data, columns * rows
+    planes = [Pillow.frombuffer("L", size, data[:luma], "raw", "L", 0, 1)]
+    whole = columns * (2 if columns < width else 1), rows * (2 if rows < height else 1)  # a pixel more where it is odd
+    for start in (luma, luma + chroma):
+        plane = Pillow.frombuffer("L", (columns, rows), data[start : start + chroma], "raw", "L", 0, 1)
+        planes.append(plane.resize(whole, Pillow.Resampling.NEAREST).crop((0, 0, width, height)))
+    return Pillow.merge("YCbCr", planes).convert("RGB").tobytes()

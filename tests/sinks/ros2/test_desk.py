@@ -20,7 +20,7 @@ from tests.sinks.ros2.lab import is_there, quiet_lark
 
 pytestmark = quiet_lark
 
-NAMES = {"camera": "scene"}
+NAMES = {"camera": "scene", "surface": "screen_1"}
 ROOT = Path(__file__).parents[3]
 
 

@@ -176,6 +176,18 @@ def test_what_was_never_measured_is_unknown_and_not_zero(desk: Notes) -> None:
     assert {values(found)[key] for key in nothing} == {"unknown"}
 
 
+def test_what_a_device_reports_of_itself_is_told_where_it_is_listened_to(desk: Notes) -> None:
+    one = device(log={"errors": 2, "warnings": 31, "last": "ERROR: the camera is gone"})
+    _, found, silent = told(desk, whole(one, device("other")))
+    assert found.level == OK
+    assert {key: value for key, value in values(found).items() if "log" in key} == {
+        "log errors": "2",
+        "log warnings": "31",
+        "last log line": "ERROR: the camera is gone",
+    }
+    assert not [key for key in values(silent) if "log" in key]
+
+
 def test_the_bridge_itself_has_a_status_with_its_own_problems_and_not_the_devices(desk: Notes) -> None:
     gone = device("gone", connected=False)
     first, second, third = told(desk, whole(device(), gone, problems=["gone: not there"]))

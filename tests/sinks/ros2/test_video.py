@@ -131,7 +131,7 @@ def test_nothing_is_copied_without_a_subscriber(case: Case, monkeypatch: pytest.
     case.desk.nobody_but()
     before = sum(len(paper.messages) for paper in case.desk.papers.values())
     monkeypatch.setattr(video.array, "array", lambda *_: pytest.fail("bytes were copied for nobody"))
-    for kind in ("jpeg", "h264", "gray", "bgr"):
+    for kind in ("jpeg", "h264", "gray", "bgr", "yuv"):
         case.publish(frame(b"x", kind))
     assert sum(len(paper.messages) for paper in case.desk.papers.values()) == before
 
@@ -198,6 +198,47 @@ def test_raw_bytes_go_out_as_they_are(case: Case, kind: str, encoding: str, chan
     assert case.desk["scene/image_raw/compressed"] == []
 
 
+# Y, U, V of JPEG's colours (JFIF: R = Y + 1.402 (V - 128), B = Y + 1.772 (U - 128), G from what is left of Y), by hand.
+BLACK, WHITE, RED, GREEN, BLUE = (0, 128, 128), (255, 128, 128), (76, 85, 255), (150, 44, 21), (29, 255, 107)
+COLOURS = {BLACK: (0, 0, 0), WHITE: (255, 255, 255), RED: (254, 0, 0), GREEN: (0, 255, 1), BLUE: (0, 0, 254)}
+# Of each subsampling an image whose colours change where its chroma does: its size, its luma and chroma in rows of
+# colours' values, its pixels.
+YUV = {
+    "4:2:2": ((4, 2), [[RED, RED, BLUE, BLUE], [GREEN, GREEN, WHITE, BLACK]], [[RED, BLUE], [GREEN, WHITE]]),
+    "4:2:2, odd": ((3, 2), [[RED, RED, BLUE], [GREEN, GREEN, WHITE]], [[RED, BLUE], [GREEN, WHITE]]),
+    "4:2:0": ((4, 4), [[RED, RED, BLUE, BLUE]] * 2 + [[GREEN, GREEN, WHITE, BLACK]] * 2, [[RED, BLUE], [GREEN, WHITE]]),
+    "4:2:0, odd": ((3, 3), [[RED, RED, BLUE]] * 2 + [[GREEN, GREEN, BLACK]], [[RED, BLUE], [GREEN, WHITE]]),
+    "4:4:4": ((3, 2), [[RED, BLUE, GREEN], [WHITE, BLACK, RED]], [[RED, BLUE, GREEN], [WHITE, BLACK, RED]]),
+    "one pixel": ((1, 1), [[GREEN]], [[GREEN]]),
+    "one column": ((1, 2), [[GREEN], [BLUE]], [[GREEN], [BLUE]]),
+}
+
+
+@pytest.mark.parametrize("kind", YUV)
+def test_planes_of_yuv_become_a_colour_image(case: Case, kind: str) -> None:
+    size, pixels, chroma = YUV[kind]
+    planes = [[colour[0] for row in pixels for colour in row]]
+    planes += [[colour[plane] for row in chroma for colour in row] for plane in (1, 2)]
+    case.publish(frame(bytes(value for plane in planes for value in plane), "yuv", size))
+    (found,) = case.raw()
+    assert (found.width, found.height, found.encoding, found.step) == (*size, "rgb8", size[0] * 3)
+    expected = [value for row in pixels for colour in row for value in COLOURS[colour]]
+    assert list(found.data) == pytest.approx(expected, abs=1)
+    assert stamp_ns(found) == pytest.approx(realtime_ns(case.host_ns), abs=10**6)
+    assert case.desk["scene/image_raw/compressed"] == []
+
+
+def test_planes_of_yuv_of_a_large_image_are_those_of_the_jpeg_that_they_are_made_of(case: Case) -> None:
+    size = 640, 480
+    image = Pillow.radial_gradient("L").resize(size)
+    rgb = Pillow.merge("RGB", (image, image.transpose(Pillow.Transpose.ROTATE_180), image.point(lambda v: 255 - v)))
+    y, u, v = rgb.convert("YCbCr").split()
+    half = [plane.resize((320, 480), Pillow.Resampling.BOX).tobytes() for plane in (u, v)]
+    case.publish(frame(y.tobytes() + half[0] + half[1], "yuv", size))
+    (found,) = case.raw()
+    assert list(found.data) == pytest.approx(list(rgb.tobytes()), abs=6)  # what half of the colours lose, and rounding
+
+
 def bomb() -> bytes:
     """A small JPEG whose header says that it has 65500 x 65500 pixels."""
     data = bytearray(jpeg())
@@ -217,6 +258,9 @@ BROKEN = {
     "too few gray bytes": frame(b"x", "gray"),
     "too many gray bytes": frame(bytes(WIDTH * HEIGHT + 1), "gray"),
     "too few bytes of colours": frame(bytes(WIDTH * HEIGHT), "bgr"),
+    "too few bytes of planes": frame(bytes(WIDTH * HEIGHT * 2 - 1), "yuv"),
+    "too many bytes of planes": frame(bytes(WIDTH * HEIGHT * 3 + 1), "yuv"),
+    "planes of nothing": frame(b"", "yuv", (0, 0)),
 }
 
 
