@@ -23,8 +23,10 @@ from bridge.names import KEPT_IDS, DeviceNames
 from bridge.pipeline import Device, Pipeline
 from bridge.service.quiet import LineBudget
 from bridge.sources.interfaces import Interface, find_interface
+from bridge.sources.ndsi_choice import recognise
 from bridge.sources.ndsi_phone import Phone
 from bridge.sources.ndsi_sensor import check_endpoints
+from bridge.sources.ndsi_session import TimeSyncSession
 from bridge.sources.ndsi_streams import streams
 from bridge.sources.zre import ZreEvent, ZreNode
 from bridge.streams import DeviceDescriptor
@@ -59,6 +61,7 @@ class NdsiDeviceSource:
         self._counts: Counter[str] = Counter()
         self._node_counts: Counter[str] = Counter()
         self._own_names: set[str] = set()
+        self._sessions: dict[str, TimeSyncSession] = {}  # by device, for as long as the daemon runs
         self._life: object = None  # of the discovery node, another one at each run
         self._postponed: list[ZreEvent] | None = None  # what comes while the devices are changed
         self.lines = LineBudget()
@@ -225,13 +228,17 @@ class NdsiDeviceSource:
                 # The app was killed and is back under a new identity; ZRE will notice the old one's end only later.
                 self._peer_gone(other.peer)
         device = self._declare(config)
+        session = self._sessions.setdefault(config.name, TimeSyncSession()) if config.time_sync_events else None
         phone = Phone(self, peer, own_name, config, device)
         phone.plan_pings()  # as the intervals are now; whether it records is not known yet
         self._phones[peer] = phone
         self.node.keep(peer)
         device.attached()
         self._say("%s: device %r is there", config.name, own_name)
-        phone.task = self._tasks.create_task(phone.keep_time(), name=f"clock of {config.name}")
+        phone.tasks.append(self._tasks.create_task(phone.keep_time(), name=f"clock of {config.name}"))
+        if session is not None:
+            task = self._tasks.create_task(phone.keep_session(session), name=f"time-sync events of {config.name}")
+            phone.tasks.append(task)
         return phone
 
     def _peer_gone(self, peer: uuid.UUID) -> None:
@@ -247,20 +254,9 @@ class NdsiDeviceSource:
     # --- identity ------------------------------------------------------------------------------------------------
 
     def _recognise(self, own_name: str, sensor_uuid: str) -> NdsiDevice:
-        """Which device this is: a configured one that matches, or one that was seen before, or a new one."""
-        known = self._names.known(sensor_uuid)
-        configured = [device for device in self._config.devices if device.matches(own_name)]
-        for device in configured:
-            if device.name == known:
-                return device
-        for device in configured:
-            if not self._in_use(device.name, own_name):
-                return device
-        taken = {device.name for device in self._config.devices}
-        name = known if known is not None and known not in taken else None
-        if name is None:
-            name = self._names.choose(own_name, lambda name: name in taken or self._in_use(name, own_name))
-        return NdsiDevice(name=name)
+        return recognise(
+            self._config.devices, self._names, own_name, sensor_uuid, lambda name: self._in_use(name, own_name)
+        )
 
     def _in_use(self, name: str, own_name: str) -> bool:
         """Whether a device of that name is there, so that one that calls itself ``own_name`` cannot be it.

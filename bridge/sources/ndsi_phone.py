@@ -20,8 +20,10 @@ from bridge.pipeline import Device
 from bridge.service.quiet import LineBudget
 from bridge.sources import ndsi_control
 from bridge.sources.ndsi_camera import Camera
+from bridge.sources.ndsi_choice import why_unused
 from bridge.sources.ndsi_echo import EchoExchange, Owed
 from bridge.sources.ndsi_sensor import Sensor
+from bridge.sources.ndsi_session import TimeSyncSession
 from bridge.sources.ndsi_streams import camera_of, cameras
 from bridge.sources.zre import ZreNode
 from bridge.stream_input import StreamInput
@@ -29,8 +31,9 @@ from bridge.wire import ndsi, ndsi_media
 
 log = logging.getLogger(__name__)
 
-NAN = math.nan
+UNKNOWN_WORN = (math.nan,)
 PING_POLL_S = 0.05
+SESSION_POLL_S = 0.25
 # Of the types that are used, of which a phone has four; cameras that are used come on top.
 MAX_SENSORS_PER_PEER = 6
 EVENT = b"event"  # begins the tokens of events, those of pings begin with a number
@@ -68,7 +71,7 @@ class Phone:
         self._recording = asyncio.Lock()
         self._events: dict[bytes, asyncio.Future[bool]] = {}  # that are to leave, by their token
         self._events_sent = 0
-        self.task: asyncio.Task[None] | None = None
+        self.tasks: list[asyncio.Task[None]] = []
 
     @property
     def name(self) -> str:
@@ -81,8 +84,8 @@ class Phone:
             if known.attach == attach:
                 return  # whispered and shouted
             self.detach(attach.sensor_uuid)
-        if not self._uses(attach):
-            log.debug("%s: sensor %r of type %r is not used", self.name, attach.sensor_name, attach.sensor_type)
+        if (why := why_unused(attach, self._chosen)) is not None:
+            log.debug("%s: sensor %r (%s) is not used: %s", self.name, attach.sensor_name, attach.sensor_type, why)
             return
         if len(self.sensors) >= MAX_SENSORS_PER_PEER + len(cameras(self._chosen)):
             self.device.malformed["too_many_sensors"] += 1
@@ -135,18 +138,13 @@ class Phone:
         for left in self._events.values():
             if not left.done():
                 left.set_result(False)
-        if self.task is not None:
-            self.task.cancel()
+        for task in self.tasks:
+            task.cancel()
 
     def _let_go(self, sensor: Sensor) -> None:
         sensor.close()
         if (camera := self._cameras.pop(sensor.attach.sensor_uuid, None)) is not None:
             camera.close()
-
-    def _uses(self, attach: ndsi.Attach) -> bool:
-        if attach.sensor_type == "video":
-            return camera_of(attach.sensor_name) in cameras(self._chosen)
-        return attach.sensor_type == "hardware" or attach.sensor_type in self._chosen
 
     def _camera_is_there(self, attach: ndsi.Attach) -> bool:
         """Two cameras' frames in one stream would be neither's."""
@@ -157,7 +155,8 @@ class Phone:
         """What takes the sensor's data; None for the hardware, which has none."""
         match attach.sensor_type:
             case "gaze":
-                return partial(self._on_gaze, self.device.streams["gaze"])
+                gaze = self.device.streams["gaze"]
+                return partial(self._on_gaze, gaze, UNKNOWN_WORN if len(gaze.descriptor.channels) > 2 else ())
             case "event":
                 return partial(self._on_event, self.device.streams["event"])
             case "imu":
@@ -171,7 +170,7 @@ class Phone:
     def _of_type(self, sensor_type: str) -> list[Sensor]:
         return [sensor for sensor in self.sensors.values() if sensor.attach.sensor_type == sensor_type]
 
-    def _on_gaze(self, stream: StreamInput, frames: list[bytes]) -> None:
+    def _on_gaze(self, stream: StreamInput, rest: tuple[float, ...], frames: list[bytes]) -> None:
         received_ns = monotonic_ns()
         try:
             device_ns, x, y = ndsi.decode_gaze(frames)
@@ -179,7 +178,7 @@ class Phone:
             self.device.malformed["gaze"] += 1
             return
         self.last_data_ns = received_ns
-        stream.sample(device_ns, received_ns, (x, y, NAN))
+        stream.sample(device_ns, received_ns, (x, y, *rest))
 
     def _on_event(self, stream: StreamInput, frames: list[bytes]) -> None:
         received_ns = monotonic_ns()
@@ -261,6 +260,19 @@ class Phone:
                 self.device.malformed["echo_lost_or_doubtful"] += 1
             for trip in trips:
                 self.device.ping(trip)
+
+    async def keep_session(self, session: TimeSyncSession) -> None:
+        """Sends the session's events, once the device's clock is known and each minute from then on. They go beside
+        pings, which neither wait for them nor keep them waiting."""
+        while True:
+            wait_s = (session.next_ns - monotonic_ns()) / 1e9
+            may_come_back = any(sensor.may_echo for sensor in self._of_type("event"))
+            if wait_s > 0 or not self.device.clock.locked or not may_come_back:
+                await asyncio.sleep(max(wait_s, SESSION_POLL_S))
+                continue
+            text = session.text(monotonic_ns())
+            if not await self._whisper(ndsi.encode_event(text, None)):
+                log.debug("%s: %s could not be sent", self.name, text)
 
     async def record(self, given: Record) -> str:
         """Starts or stops the recording on the phone. Raises Refused with what it says."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import msgspec
+
 from bridge import shipped
 from bridge.config import NdsiDevice, StreamConfig
 from bridge.streams import (
@@ -28,22 +30,29 @@ IMU_CHANNELS = (
     *(Channel(f"gyro_{axis}", "deg/s", f"AngularVelocity{axis.upper()}", "", "imu") for axis in "xyz"),
 )
 IMU_LAYOUT = ImuLayout(0, 3)
+RELAYED = ("gaze", "event")
 CAMERA_SUFFIXES = {"scene": "SceneFrames", "eye0": "Eye0Frames", "eye1": "Eye1Frames"}
 _STAMPED = "stamped by the Companion app"
 
 
 def streams(device: DeviceDescriptor, config: NdsiDevice) -> list[StreamDescriptor]:
-    """The streams of the sensors that are chosen. Raises ConfigError when a file of intrinsics is not good."""
+    """The streams of the sensors that are chosen. Raises ConfigError when a file of intrinsics is not good.
+
+    For those who go on with lsl-relay's, there are gaze and events alone in LSL, with its channels and types.
+    """
     chosen = config.sensors
+    as_relay = config.compat == "lsl-relay"
     lens = shipped.scene_camera(config.intrinsics, "pupil_invisible", *SCENE_PX)
-    found = [gaze_stream(device, config.gaze, lens)] if "gaze" in chosen else []
-    found.append(event_stream(device, config.event))
+    found = [gaze_stream(device, config.gaze, lens, as_relay)] if "gaze" in chosen else []
+    found.append(event_stream(device, config.event, as_relay))
     if "imu" in chosen:
         found.append(imu_stream(device, config.imu, arrivals_bound_clock="gaze" not in chosen))
     for camera in cameras(chosen):
         scene = camera == "scene"
         known = config.scene if scene else config.eyes
         found.append(camera_stream(device, known, VideoLayout(camera, lens if scene else None)))
+    if as_relay:
+        return [stream if stream.name in RELAYED else msgspec.structs.replace(stream, lsl=False) for stream in found]
     return found
 
 
@@ -59,28 +68,32 @@ def camera_of(sensor_name: str) -> str | None:
     return next((camera for word, camera in named if word in name), None)
 
 
-def gaze_stream(device: DeviceDescriptor, known: StreamConfig, lens: Camera | None) -> StreamDescriptor:
+def gaze_stream(
+    device: DeviceDescriptor, known: StreamConfig, lens: Camera | None, as_relay: bool = False
+) -> StreamDescriptor:
     return StreamDescriptor(
         device=device,
         name="gaze",
         kind=StreamKind.GAZE,
         lsl_suffix="Gaze",
         lsl_type="Gaze",
-        channels=GAZE_CHANNELS,
+        channels=GAZE_CHANNELS[:2] if as_relay else GAZE_CHANNELS,
         expected_rate_hz=known.expected_rate_hz,
         instant=f"{_STAMPED}; the cameras' latency before that is not known",
         latency_ns=known.latency_ns,
-        layout=GazeLayout(0, 1, False, *SCENE_PX, worn_index=2, intrinsics=lens),
+        layout=GazeLayout(0, 1, False, *SCENE_PX, worn_index=None if as_relay else 2, intrinsics=lens),
+        device_time=not as_relay,
     )
 
 
-def event_stream(device: DeviceDescriptor, known: StreamConfig) -> StreamDescriptor:
+def event_stream(device: DeviceDescriptor, known: StreamConfig, as_relay: bool = False) -> StreamDescriptor:
     return StreamDescriptor(
         device=device,
         name="event",
         kind=StreamKind.EVENT,
         lsl_suffix="Event",
-        lsl_type="Markers",
+        # EEGLAB imports events from type Markers; lsl-relay's alignment tool looks for its own type.
+        lsl_type="Event" if as_relay else "Markers",
         expected_rate_hz=known.expected_rate_hz,
         instant="the sender's time where it gave one, else arrival at the app",
         latency_ns=known.latency_ns,

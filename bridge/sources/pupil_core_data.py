@@ -87,6 +87,7 @@ class PupilCoreData:
             self._annotations = device.stream(streams.annotation_stream(descriptor, config))
         if "notify" in chosen:
             self._notifications = device.stream(streams.notification_stream(descriptor, config))
+        self._notified = tuple(f"notify.{prefix}".encode() for prefix in config.notifications)
         if "logging" in chosen:
             device.log = {"errors": 0, "warnings": 0, "last": ""}
 
@@ -102,7 +103,7 @@ class PupilCoreData:
         if self._annotations is not None:
             chosen.append(notes.ANNOTATION.encode())
         if self._notifications is not None:
-            chosen += [f"notify.{prefix}".encode() for prefix in self._config.notifications]
+            chosen += self._notified
         return chosen
 
     # --- a clock that is being set --------------------------------------------------------------------------------
@@ -167,11 +168,11 @@ class PupilCoreData:
         topic = frames[0]
         if topic == b"fixations":
             window = movements.decode_fixation(frames)
-            if self._fixation_windows is not None:
+            of_one_clock = self._fixations.take(window, received_ns)
+            if self._fixation_windows is not None and of_one_clock:
                 known = len(self._fixation_windows.descriptor.channels)
                 values = channels.fixation_window_channels(window)[:known]
                 self._fixation_windows.sample(window.timestamp_ns, received_ns, values)
-            self._fixations.take(window, received_ns)
         elif topic == b"blinks":
             edge = movements.decode_blink(frames)
             if self._blink_edges is not None:
@@ -214,9 +215,9 @@ class PupilCoreData:
 
     # --- annotations, notifications, the log ------------------------------------------------------------------------
 
-    @property
-    def takes_notifications(self) -> bool:
-        return self._notifications is not None
+    def takes_notification(self, topic: bytes) -> bool:
+        """Whether that one is chosen: there are others that the bridge itself listens to."""
+        return self._notifications is not None and topic.startswith(self._notified)
 
     def on_annotation(self, frames: list[bytes]) -> None:
         """Raises MalformedMessage."""

@@ -112,19 +112,19 @@ class Fixations:
         self._last_end_ns = 0
         self._late_since_ns: int | None = None
 
-    def take(self, window: Fixation | SurfaceFixation, received_ns: int) -> None:
-        """Takes one window, in the order in which they came."""
+    def take(self, window: Fixation | SurfaceFixation, received_ns: int) -> bool:
+        """Takes one window, in the order in which they came. False where it reaches from one clock into another."""
         self.tick(received_ns)
         start_ns = window.timestamp_ns
         end_ns = start_ns + max(0, round(window.duration_ms * 1e6))
         if self._spans_a_step(end_ns - start_ns, received_ns):
             self.clock_set += 1
-            return
+            return False
         current = self._current
         oldest_ns = current.start_ns if current is not None else self._last_start_ns
         if oldest_ns is not None and start_ns < oldest_ns:
             self._take_late(window, start_ns, end_ns, received_ns)
-            return
+            return True
         self._late_since_ns = None
         if current is not None and window.id == self._id and start_ns <= current.end_ns + LITTLE_NS:
             current.take(window, start_ns, end_ns, received_ns)
@@ -134,6 +134,7 @@ class Fixations:
         else:
             self._finish()
             self._begin(window, start_ns, end_ns, received_ns)
+        return True
 
     def tick(self, now_ns: int) -> None:
         """Ends the fixation of which nothing came for a while. To be called a few times a second."""

@@ -85,9 +85,7 @@ def fixation_stream(device: DeviceDescriptor, config: PupilCoreSource, *, live: 
     """Whole fixations or, ``live``, the windows that Capture makes them known by."""
     width_px, height_px = config.scene_size
     as_plugin = live and config.compat == "capture"
-    layout = channels.fixation_layout(width_px, height_px, live=live)
-    if as_plugin:  # which has no gaze points
-        layout = msgspec.structs.replace(layout, point_index=None)
+    layout = channels.fixation_layout(width_px, height_px, live=live, point=not as_plugin)
     return StreamDescriptor(
         device=device,
         name="fixations_live" if live else "fixations",

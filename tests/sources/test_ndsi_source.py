@@ -23,7 +23,7 @@ from bridge.errors import DeviceUnavailable
 from bridge.names import DeviceNames
 from bridge.pipeline import Device, Pipeline
 from bridge.service import quiet
-from bridge.sources import discovery, ndsi, ndsi_echo, ndsi_phone, ndsi_sensor
+from bridge.sources import ndsi, ndsi_echo, ndsi_phone, ndsi_sensor
 from bridge.sources.ndsi import NdsiDeviceSource
 from bridge.streams import DeviceDescriptor
 from tests.sources.lab import (
@@ -993,16 +993,3 @@ def test_the_lines_of_strangers_have_a_budget_that_comes_back() -> None:
     assert [budget.level(logging.WARNING) for _ in range(3)] == [logging.WARNING, logging.WARNING, logging.DEBUG]
     now_s = 1e9
     assert [budget.level(logging.INFO) for _ in range(1000)].count(logging.INFO) == quiet.BURST
-
-
-def test_what_strangers_call_themselves_does_not_steer_a_terminal() -> None:
-    sensor = {"name": "Gaze\n\x1b[2J" + "!" * 500, "type": "ga\rze", "uuid": "1", "used": False}
-    found = {
-        "interface": "127.0.0.1",
-        "broadcast": "127.255.255.255",
-        "companions": [{"zre_uuid": "1", "name": "Phone\x07\x1b]0;title\x07", "in_group": True, "sensors": [sensor]}],
-        "core": {"address": "127.0.0.1:50020", "version": "3\x1b[31m"},
-    }
-    lines = discovery.as_text(found).split("\n")
-    assert len(lines) == 4
-    assert all(line.isprintable() and len(line) < 150 for line in lines)
