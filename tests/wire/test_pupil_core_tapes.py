@@ -1,7 +1,7 @@
 """Every topic on the tapes of the real Pupil Capture: what goes into the decoders comes out, count by count.
 
-The short tape is the simulators' own, cut from that of 30 s. The two long ones, of Pupil Capture 3.6.14, lie beside the
-checkout (shared/data) and are skipped where they do not.
+The short tape is the simulators' own, cut from that of 30 s. The two long ones, of Pupil Capture 3.6.14, are in
+tests/data.
 """
 
 from __future__ import annotations
@@ -17,7 +17,6 @@ from typing import Any
 import msgspec
 import pytest
 
-import bridge
 from bridge.errors import MalformedMessage
 from bridge.sources.pupil_core_movements import Blinks, Fixations, WholeBlink, WholeFixation
 from bridge.wire.pupil_core import UnknownTopic, decode_datum
@@ -27,9 +26,9 @@ from bridge.wire.pupil_core_notes import LogLine, decode_annotation, decode_log,
 from bridge.wire.pupil_core_surfaces import Surface, decode_surface
 from tests.wire.test_pupil_core import TAPE, end_of_value
 
-SHARED = Path(bridge.__file__).parents[2] / "shared" / "data"
-TAPE_30S = SHARED / "pupil_core_tape_30s.msgpack.xz"
-TAPE_FRAMES = SHARED / "pupil_core_tape_frames_5s.msgpack.xz"
+DATA = Path(__file__).parents[1] / "data"
+TAPE_30S = DATA / "pupil_core_tape_30s.msgpack.xz"
+TAPE_FRAMES = DATA / "pupil_core_tape_frames_5s.msgpack.xz"
 
 # All that the tapes hold, counted by msgpack's own reader.
 TOTALS = {
@@ -80,8 +79,6 @@ Merged = tuple[list[WholeFixation], list[Fixation], Fixations]
 
 def read(path: Path) -> Messages:
     """Every message with its arrival (ns), from an envelope read by hand."""
-    if not path.exists():
-        pytest.skip(f"{path} is not here")
     data = lzma.decompress(path.read_bytes())
     end = end_of_value(data, 0)
     messages = []
