@@ -10,9 +10,9 @@ from bridge.streams import FRAME_CHANNELS, Camera, Channel, DeviceDescriptor, St
 from bridge.wire import pupil_core_channels as channels
 
 # What Pupil Labs document of the cameras' latencies (docs.pupil-labs.com, "Network API"). Never subtracted by itself.
-DOCUMENTED = "Capture adds 0.005 s on Linux; on Windows stamps are -0.015 s (eyes) and -0.070 s (scene) off"
-EYE_INSTANT = f"exposure of the eye image as Capture estimates it, a constant camera latency apart: {DOCUMENTED}"
-INSTANT = f"exposure of the image as Capture estimates it, a constant camera latency apart: {DOCUMENTED}"
+DOCUMENTED = "documented are 0.005 s of eye cameras on Linux, -0.015 s (eyes) and -0.070 s (scene) on Windows"
+EYE_INSTANT = f"exposure of the eye image as Capture estimates it, a constant camera latency apart; {DOCUMENTED}"
+INSTANT = f"exposure of the image as Capture estimates it, a constant camera latency apart; {DOCUMENTED}"
 PLUGIN_FIXATION_CHANNELS = 7
 CAMERA_SUFFIXES = {"scene": "SceneFrames", "eye0": "Eye0Frames", "eye1": "Eye1Frames"}
 
