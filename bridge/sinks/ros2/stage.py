@@ -23,6 +23,7 @@ from bridge.streams import (
     BlinkLayout,
     DeviceDescriptor,
     FixationLayout,
+    Frame,
     GazeLayout,
     ImuLayout,
     PupilLayout,
@@ -37,6 +38,7 @@ if TYPE_CHECKING:
     from bridge.sinks.ros2.sink import Ros2Sink
 
 FRAMES_WAITING: Final = 2  # of one camera
+CODED_WAITING: Final = 30  # of H.264, of which a gap spoils all up to the next key frame
 
 
 class Ros2Output:
@@ -71,21 +73,23 @@ class Ros2Output:
 
 
 class VideoOutput(Ros2Output):
-    """Frames: the latest are wanted, and each is large. At most two wait."""
+    """Frames: the latest are wanted, and each is large. At most two wait, or thirty of H.264."""
 
     def __init__(self, sink: Ros2Sink, stream: StreamDescriptor) -> None:
         super().__init__(sink, stream)
-        self._frames: deque[tuple[Sample, Mapped, int]] = deque(maxlen=FRAMES_WAITING)
+        self._frames: deque[tuple[Sample, Mapped, int]] = deque()
         self._taking = threading.Lock()  # as many frames as tokens, or one of them waits for ever
 
     def push(self, sample: Sample, mapped: Mapped, host_ns: int) -> None:
         if not self._sink.active:
             self.dropped["inactive"] += 1
             return
+        assert isinstance(sample.payload, Frame)
         with self._taking:
-            full = len(self._frames) == FRAMES_WAITING
+            full = len(self._frames) >= (CODED_WAITING if sample.payload.format == "h264" else FRAMES_WAITING)
             self._frames.append((sample, mapped, host_ns))
             if full:
+                self._frames.popleft()
                 self.dropped["superseded"] += 1
             elif not self._sink.worker.put_token(self):
                 self._frames.pop()

@@ -11,7 +11,7 @@ import io
 import logging
 import os
 import threading
-from collections import Counter
+from collections import Counter, deque
 from typing import Any, Final
 
 import rclpy.utilities
@@ -22,6 +22,7 @@ from bridge.clock import Mapped
 from bridge.errors import BridgeError
 from bridge.shipped import shipped
 from bridge.sinks.ros2.desk import Desk
+from bridge.sinks.ros2.h264 import H264Decoder, Undecodable
 from bridge.sinks.ros2.stamps import write
 from bridge.streams import Frame, Sample, StreamDescriptor, VideoLayout
 
@@ -31,9 +32,10 @@ JOIN_TIMEOUT_S = 2.0
 PROFILE: Final = "config/fastdds-large-images.xml"
 # The Fast DDS of Jazzy reads this one alone, that of Kilted FASTDDS_DEFAULT_PROFILES_FILE as well.
 PROFILE_VARIABLE: Final = "FASTRTPS_DEFAULT_PROFILES_FILE"
+CODED_WAITING: Final = 60  # frames of H.264 of a camera, two seconds
 LARGE_BYTES: Final = 500_000  # what a segment of Fast DDS' shared memory has room for by default
 RAW_ENCODINGS: Final = {"gray": ("mono8", 1), "bgr": ("bgr8", 3)}
-SHOWN: Final = ("jpeg", "yuv", *RAW_ENCODINGS)  # formats of which raw images can be made
+SHOWN: Final = ("jpeg", "h264", "yuv", *RAW_ENCODINGS)  # formats of which raw images can be made
 
 
 class VideoTopics:
@@ -70,6 +72,7 @@ class VideoTopics:
                 p=list(camera.p),
             )
         self._told_size = False
+        self.told_codec = False
 
     def publish(self, sample: Sample, mapped: Mapped, host_ns: int) -> None:
         frame = sample.payload
@@ -84,8 +87,11 @@ class VideoTopics:
             self._compressed.publish(self._jpeg)
         elif frame.format == "h264":
             self._publish_video(frame)
-        if self.raw.get_subscription_count() and frame.format in SHOWN:
-            self._images.show(self, frame, stamp_ns)
+        if frame.format in SHOWN:
+            if self.raw.get_subscription_count():
+                self._images.show(self, frame, stamp_ns)
+            else:
+                self._images.rest(self)
 
     def _publish_info(self, frame: Frame) -> None:
         message = self._info_message
@@ -122,10 +128,15 @@ class VideoTopics:
 
 
 class ImageThread:
-    """Decodes and publishes raw images, the latest of each camera. Starts when the first is asked for."""
+    """Decodes and publishes raw images, the latest of each camera. Starts when the first is asked for.
+
+    H.264 has to be decoded whole: beyond `CODED_WAITING` frames all that wait are dropped, up to the next key frame.
+    """
 
     def __init__(self) -> None:
         self._latest: dict[VideoTopics, tuple[Frame, int]] = {}
+        self._coded: dict[VideoTopics, deque[tuple[Frame, int]]] = {}
+        self._decoders: dict[VideoTopics, H264Decoder] = {}
         self._wanted = threading.Condition()
         self._publishing = threading.Lock()  # held while a publisher is in use
         self._thread: threading.Thread | None = None
@@ -137,9 +148,16 @@ class ImageThread:
         if frame.width_px * frame.height_px * 3 > LARGE_BYTES:
             self._warn(topics)
         with self._wanted:
-            if topics in self._latest:
-                topics.dropped["image_superseded"] += 1
-            self._latest[topics] = frame, stamp_ns
+            if frame.format == "h264":
+                waiting = self._coded.setdefault(topics, deque())
+                if len(waiting) >= CODED_WAITING:
+                    topics.dropped["image_superseded"] += len(waiting)
+                    waiting.clear()
+                waiting.append((frame, stamp_ns))
+            else:
+                if topics in self._latest:
+                    topics.dropped["image_superseded"] += 1
+                self._latest[topics] = frame, stamp_ns
             if self._thread is None:
                 self._thread = threading.Thread(target=self._run, name="ros2 images", daemon=True)
                 self._thread.start()
@@ -165,8 +183,14 @@ class ImageThread:
     def forget(self, topics: VideoTopics) -> None:
         with self._wanted:
             self._latest.pop(topics, None)
-        with self._publishing:
-            pass  # what it is at has been published
+            self._coded.pop(topics, None)
+        with self._publishing:  # what it is at has been published
+            self._decoders.pop(topics, None)
+
+    def rest(self, topics: VideoTopics) -> None:
+        """Nobody looks at this camera now: its decoder is not kept."""
+        if topics in self._decoders:
+            self.forget(topics)
 
     def close(self) -> None:
         with self._wanted:
@@ -178,23 +202,57 @@ class ImageThread:
     def _run(self) -> None:
         while True:
             with self._wanted:
-                while not self._latest and not self._ended:
+                while not (self._latest or self._coded or self._ended):
                     self._wanted.wait()
                 if self._ended:
                     return
-                topics = next(iter(self._latest))
-                frame, stamp_ns = self._latest.pop(topics)
+                coded: deque[tuple[Frame, int]] = deque()
+                if self._latest:
+                    topics = next(iter(self._latest))
+                    frame, stamp_ns = self._latest.pop(topics)
+                else:
+                    topics = next(iter(self._coded))
+                    coded = self._coded.pop(topics)
                 self._publishing.acquire()
             try:
-                self._publish(topics, frame, stamp_ns)
+                if coded:
+                    self._publish_coded(topics, coded)
+                else:
+                    self._publish(topics, frame, stamp_ns)
             finally:
                 self._publishing.release()
+
+    def _publish_coded(self, topics: VideoTopics, frames: deque[tuple[Frame, int]]) -> None:
+        """Decodes them all and publishes the last."""
+        decoder = self._decoders.get(topics)
+        if decoder is None:
+            if not _can_decode(topics):
+                topics.dropped["image_undecodable"] += len(frames)
+                return
+            decoder = self._decoders[topics] = H264Decoder()
+        decoded = 0
+        for frame, stamp_ns in frames:
+            try:
+                decoded += decoder.take(frame, stamp_ns)
+            except Undecodable as error:
+                topics.dropped["image_undecodable"] += 1
+                log.debug("%s: a frame of %s cannot be decoded: %s", topics.device, topics.camera, error)
+        if (picture := decoder.picture()) is not None:
+            topics.dropped["image_superseded"] += decoded - 1
+            width, height = picture.width_px, picture.height_px
+            data = array.array("B", picture.rgb)
+            image = Image(width=width, height=height, encoding="rgb8", step=width * 3, data=data)
+            self._send(topics, image, picture.stamp_ns)
 
     def _publish(self, topics: VideoTopics, frame: Frame, stamp_ns: int) -> None:
         image = self._decoded(frame)
         if image is None:
             topics.dropped["image_undecodable"] += 1
-            return
+        else:
+            self._send(topics, image, stamp_ns)
+
+    @staticmethod
+    def _send(topics: VideoTopics, image: Image, stamp_ns: int) -> None:
         image.header.frame_id = topics.header.frame_id
         write(image.header.stamp, stamp_ns)
         topics.raw.publish(image)
@@ -212,6 +270,18 @@ class ImageThread:
         if data is None or len(data) != width * height * channels:
             return None
         return Image(width=width, height=height, encoding=encoding, step=width * channels, data=array.array("B", data))
+
+
+def _can_decode(topics: VideoTopics) -> bool:
+    try:
+        import av  # noqa: F401
+    except ImportError as error:
+        if not topics.told_codec:
+            topics.told_codec = True
+            text = "%s: raw images of H.264 need the Python package av: %s"
+            log.warning(text, topics.device, error, extra={"DEVICE": topics.device})
+        return False
+    return True
 
 
 def rgb_of_jpeg(frame: Frame) -> bytes | None:

@@ -427,7 +427,7 @@ class Interrupted(deque[Any]):
     """Frames of which the publishing thread takes one right after the loop has looked how many there are."""
 
     def __init__(self, interrupt: Callable[[], None]) -> None:
-        super().__init__(maxlen=FRAMES_WAITING)
+        super().__init__()
         self.interrupt = interrupt
 
     def __len__(self) -> int:
