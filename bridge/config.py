@@ -180,13 +180,17 @@ def _with_event(sensors: tuple[str, ...]) -> tuple[str, ...]:
 class NdsiDevice(_Device):
     """One Companion device that is expected: known by the name that it gives itself.
 
-    ``sensors`` are those that are used; "scene" and "eyes" are cameras, "eyes" two of them.
+    ``sensors`` are those that are used; "scene" and "eyes" are cameras, "eyes" two of them. ``time_sync_events``: each
+    minute an event by which recordings are aligned afterwards. ``compat`` "lsl-relay": LSL streams are those of that
+    program, no more and no less.
     """
 
     match: Annotated[str, Field(min_length=1, max_length=200)] = checks.DEFAULT_MATCH
     sensors: Annotated[
         tuple[NdsiSensor, ...], Field(strict=False), AfterValidator(checks.distinct), AfterValidator(_with_event)
     ] = ("gaze", "event", "imu")
+    time_sync_events: bool = True
+    compat: Literal["none", "lsl-relay"] = "none"
     gaze: StreamConfig = StreamConfig()
     event: StreamConfig = StreamConfig()
     imu: StreamConfig = StreamConfig()
@@ -288,6 +292,24 @@ class Ros2Sink(_Table):
     control: bool = False
 
 
+class MarkerConfig(_Table):
+    """One LSL stream of markers that the bridge listens to; ``source_id`` and ``hostname`` "" are any.
+
+    ``does``: each marker is an event for the devices, or a command. ``devices`` () are all that can.
+    """
+
+    stream: Annotated[str, Field(min_length=1, max_length=200), AfterValidator(checks.lsl_query)]
+    source_id: Annotated[str, Field(max_length=200), AfterValidator(checks.lsl_query)] = ""
+    hostname: Annotated[str, Field(max_length=200), AfterValidator(checks.lsl_query)] = ""
+    does: Literal["events", "commands"] = "events"
+    devices: Annotated[tuple[DeviceName, ...], Field(strict=False), AfterValidator(checks.distinct)] = ()
+
+    @property
+    def listens_to(self) -> tuple[str, str, str]:
+        """What it is known by: where that is the same, the stream goes on."""
+        return self.stream, self.source_id, self.hostname
+
+
 class ClockConfig(_Table):
     """How clocks are measured, and what becomes of samples before one is locked."""
 
@@ -366,6 +388,7 @@ class Config(_Table):
 
     sources: Annotated[tuple[Source, ...], Field(strict=False, min_length=1)] = Field(alias="source")
     sinks: Annotated[tuple[Sink, ...], Field(strict=False, min_length=1)] = Field(alias="sink")
+    markers: Annotated[tuple[MarkerConfig, ...], Field(strict=False, max_length=16)] = Field(default=(), alias="marker")
     clock: ClockConfig = ClockConfig()
     logging: LoggingConfig = LoggingConfig()
     service: ServiceConfig = ServiceConfig()

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import NamedTuple
 
-from bridge.config import Config, NdsiSource, Ros2Sink, Sink, Source
+from bridge.config import Config, MarkerConfig, NdsiSource, Ros2Sink, Sink, Source
 
 Key = tuple[str, ...]
 
@@ -57,6 +57,7 @@ def changes(old: Config, new: Config, open_sinks: Mapping[str, Sink], owners: Ma
         *(opening(sink.type, sink.type in open_sinks) for sink in opened),
         *(f"changed sink {sink.type}" for sink in adjusted),
         *(f"closed sink {kind}" for kind in closed if kind not in wanted),
+        *_marker_words(old.markers, new.markers),
         *(f"changed [{name}]" for name in tables),
         *(["changed service.memory_limit_mb"] if old.service.memory_limit_mb != new.service.memory_limit_mb else []),
         *([f"{' and '.join(later)} take{'s' * (len(later) == 1)} effect at the next start"] if later else []),
@@ -75,6 +76,23 @@ def changes(old: Config, new: Config, open_sinks: Mapping[str, Sink], owners: Ma
 def opening(kind: str, was_open: bool) -> str:
     """What is said of a sink that is opened."""
     return f"{'changed' if was_open else 'opened'} sink {kind}"
+
+
+def _marker_words(old: Iterable[MarkerConfig], new: Iterable[MarkerConfig]) -> Iterator[str]:
+    """What is said of marker streams, which look after themselves."""
+    before, after = ({marker.listens_to: marker for marker in markers} for markers in (old, new))
+    yield from (f"added marker stream {spell_marker(after[key])}" for key in after if key not in before)
+    yield from (f"removed marker stream {spell_marker(before[key])}" for key in before if key not in after)
+    same = before.keys() & after.keys()
+    changed = (key for key in after if key in same and before[key] != after[key])
+    yield from (f"changed marker stream {spell_marker(after[key])}" for key in changed)
+
+
+def spell_marker(marker: MarkerConfig) -> str:
+    """A marker stream by its name, and by what else it is looked for."""
+    more = [f"source_id {marker.source_id}" * bool(marker.source_id), f"on {marker.hostname}" * bool(marker.hostname)]
+    words = ", ".join(filter(None, more))
+    return f"{marker.stream} ({words})" if words else marker.stream
 
 
 def _same_node(one: Sink | None, other: Sink | None) -> bool:

@@ -46,6 +46,13 @@ def lsl_prefix(value: str) -> str:
     return value
 
 
+def lsl_query(value: str) -> str:
+    """What an LSL stream says of itself, fit for a query, whose language (XPath) has no way to write both quotes."""
+    if not value.isprintable() or ("'" in value and '"' in value):
+        raise ValueError(f"{show(value)} cannot be looked for in LSL: it has letters for control, or both ' and \"")
+    return value
+
+
 def ros_node_name(value: str) -> str:
     """The name of a ROS node."""
     if len(value) > 100 or not _ROS_NAME.fullmatch(value):
@@ -213,6 +220,7 @@ def together(tree: dict[str, Any]) -> Iterator[Fault]:
     yield from _clashing_sources(tree)
     yield from _unreachable_devices(tree)
     yield from _open_http(tree)
+    yield from _clashing_markers(tree)
     kinds: dict[str, Place] = {}
     for place, sink in _entries(tree.get("sink"), ("sink",)):
         kind = sink.get("type")
@@ -220,6 +228,22 @@ def together(tree: dict[str, Any]) -> Iterator[Fault]:
             yield Fault(
                 (*place, "type"), f"{{other}} is {kind!r} already; there can be one sink of each type", kinds[kind]
             )
+
+
+def marker_identity(entry: dict[str, Any]) -> tuple[str, ...] | None:
+    """What a [[marker]] listens to: it is known by that. None where it has the wrong type."""
+    found = [entry.get("stream"), entry.get("source_id", ""), entry.get("hostname", "")]
+    texts = tuple(part for part in found if isinstance(part, str))
+    return texts if len(texts) == len(found) else None
+
+
+def _clashing_markers(tree: dict[str, Any]) -> Iterator[Fault]:
+    streams: dict[tuple[str, ...], Place] = {}
+    for place, entry in _entries(tree.get("marker"), ("marker",)):
+        identity = marker_identity(entry)
+        if identity is not None and streams.setdefault(identity, place) != place:
+            text = f"{show(identity[0])} is listened to by {{other}} already"
+            yield Fault((*place, "stream"), text, streams[identity])
 
 
 def _open_http(tree: dict[str, Any]) -> Iterator[Fault]:

@@ -142,7 +142,7 @@ def _words(detail: ErrorDetails, place: Place) -> str:
             return f"there must be at least one {listed}"
         case "missing":
             return "missing; it has no default"
-        case "tuple_type" if place[-1] in ("source", "sink", "device"):
+        case "tuple_type" if place[-1] in ("source", "sink", "marker", "device"):
             return f"must be a list of tables: write {listed} with double brackets"
         case "tuple_type":
             return f"must be a list in [ ], not {given}"

@@ -2,7 +2,8 @@
 
 Drop-ins are the files ``config.d/*.toml`` beside the file, in the order of their names. A table such as [clock] is
 merged key by key. An entry of a list changes the earlier one that it identifies: a [[sink]] by its type, a Pupil Core
-[[source]] by its name, an NDSI one by interface and port, a [[source.device]] by its name; any other one is added.
+[[source]] by its name, an NDSI one by interface and port, a [[source.device]] by its name, a [[marker]] by what it
+listens to; any other one is added.
 Every place of the merged tree knows the file that it is from, so that a fault is reported where it was written.
 """
 
@@ -14,7 +15,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
-from bridge.config_checks import DEFAULT_BEACON_PORT, DEFAULT_CORE_NAME
+from bridge.config_checks import DEFAULT_BEACON_PORT, DEFAULT_CORE_NAME, marker_identity
 from bridge.config_faults import Fault, Place, report, spell
 from bridge.errors import ConfigError
 
@@ -54,7 +55,7 @@ class Merged:
         known = into.get(key)
         if isinstance(known, dict) and isinstance(value, dict):
             self._table(known, value, place, local, layer)
-        elif isinstance(known, list) and isinstance(value, list) and key in ("source", "sink", "device"):
+        elif isinstance(known, list) and isinstance(value, list) and key in ("source", "sink", "marker", "device"):
             self._entries(known, value, place, local, layer)
         else:
             # Never the layer's own lists and tables: what later layers do to them is not in its file.
@@ -118,6 +119,8 @@ def _identity(kind: str | int, entry: Any) -> tuple[Any, ...] | None:
     """What an entry of a list is known by; None where it has nothing."""
     if not isinstance(entry, dict):
         return None
+    if kind == "marker":
+        return marker_identity(entry)
     name = entry.get("name", DEFAULT_CORE_NAME if kind == "source" else None)
     match kind, entry.get("type"):
         case "sink", str(sink):

@@ -1,4 +1,4 @@
-"""The one control surface: what the command line and HTTP, and later ROS and LSL markers, can ask of the daemon.
+"""The one control surface: what the command line, HTTP, ROS and LSL markers can ask of the daemon.
 
 ``COMMANDS`` names every command with its arguments. A command for a device is carried out by what its source has put
 into ``Device.actions``; a device without it refuses with a sentence.
@@ -7,6 +7,7 @@ into ``Device.actions``; a device without it refuses with a sentence.
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 from datetime import UTC, datetime
 from typing import Any, Final, Protocol
 
@@ -101,6 +102,7 @@ class Control:
 
     def __init__(self, owner: Owner) -> None:
         self._owner = owner
+        self.markers: Callable[[], list[dict[str, Any]]] = list  # what the daemon says of marker streams; none
         self._started_ns = owner.pipeline.now_ns()
 
     async def request(self, command: str, arguments: dict[str, Any]) -> Any:
@@ -176,6 +178,7 @@ class Control:
             "problems": self._problems(devices, now_s),
             "devices": devices,
             "sources": [{"name": source.name, **source.status()} for source in owner.sources],
+            "markers": self.markers(),
             "sinks": self.sink_names,
             "sink_status": [{"name": sink.name, **sink.status()} for sink in owner.pipeline.sinks],
             "loop": {"lag_s": owner.lag.worst_since_s(now_s, 1.0), "worst_lag_s": owner.lag.worst_s},

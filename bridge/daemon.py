@@ -28,6 +28,7 @@ from bridge.pipeline import Pipeline, PipelineSettings
 from bridge.reloads import Reloads, Settings
 from bridge.service import control_socket, logs
 from bridge.service.http_life import HttpLife
+from bridge.service.markers import MarkerInputs
 from bridge.service.notify import Notifier
 from bridge.sources import Source
 from bridge.status import rss_bytes
@@ -96,6 +97,8 @@ class Daemon:
         self.ended = False  # with everything that it began
         self.control = Control(self)
         self._http = HttpLife(self.control)
+        self._markers = MarkerInputs(self.control.request, lambda: self.pipeline.devices)
+        self.control.markers = self._markers.status
 
     @property
     def sources(self) -> list[Source]:
@@ -109,7 +112,7 @@ class Daemon:
         finally:
             await self._http.stop()
             self._names.save(at_once=True)
-            self.ended = self.pipeline.close()
+            self.ended = self.pipeline.close() and self._markers.ended
             self._notifier.close()
             log.info("stopped")
 
@@ -123,6 +126,7 @@ class Daemon:
                         ("first bug", _first_bug()),
                         ("tick", self._tick()),
                         ("host clocks", self._watch_host()),
+                        ("markers", self._markers.run(self.config.markers)),
                         ("reload", self._reloads.run()),
                         ("watchdog", self._feed_watchdog()),
                     )
@@ -209,7 +213,7 @@ class Daemon:
         ]
         if self._out_of_files:
             found.append("no file can be opened: the limit of open files is reached (ulimit -n)")
-        return [*troubles, *found, *self._missing_sinks]
+        return [*troubles, *found, *self._missing_sinks, *self._markers.problems()]
 
     # --- reload -------------------------------------------------------------------------------------------------
 
@@ -299,6 +303,7 @@ class Daemon:
         for config in change.start:
             self._open_source(config, wanted.clock)
             self._start(source_key(config))
+        await self._markers.configure(wanted.markers)
         self.config = wanted
         self.loaded_at = datetime.now(UTC)
         self.reloads += 1

@@ -16,15 +16,16 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from bridge.config import Config, LslSink, NdsiSource, PupilCoreSource, Ros2Sink, load, parse
+from bridge.config import Config, LslSink, MarkerConfig, NdsiSource, PupilCoreSource, Ros2Sink, load, parse
 from bridge.config_faults import tables_of
 from bridge.errors import ConfigError
 
 SHIPPED = Path(__file__).parent.parent / "config" / "bridge.toml"
 SMALLEST = '[[source]]\ntype = "ndsi"\n[[sink]]\ntype = "lsl"\n'
 SINK = '[[sink]]\ntype = "lsl"\n'
-# A key that has its default value: "#" directly before it. Explanations have a space there.
-COMMENTED_KEY = re.compile(r"(?m)^#(?=[a-z][a-z0-9_.]* = )")
+# A key that has its default value, or a table of which there is none by default: "#" directly before it. Explanations
+# have a space there.
+COMMENTED_KEY = re.compile(r"(?m)^#(?=[a-z][a-z0-9_.]* = |\[\[)")
 
 
 def faults(text: str) -> list[str]:
@@ -58,7 +59,9 @@ def test_the_shipped_file_names_one_companion_and_one_core_and_sends_to_lsl_and_
 def test_the_commented_out_keys_of_the_shipped_file_are_the_defaults() -> None:
     text, uncommented = COMMENTED_KEY.subn("", SHIPPED.read_text())
     assert uncommented >= 20
-    assert parse(text, "uncommented") == load(SHIPPED)
+    found = parse(text, "uncommented")
+    assert found.markers == (MarkerConfig(stream="PsychoPy"),)
+    assert found.model_copy(update={"markers": ()}) == load(SHIPPED)
 
 
 def test_every_key_of_every_table_is_in_the_shipped_file() -> None:
@@ -132,6 +135,7 @@ def test_what_is_left_out_has_the_documented_default() -> None:
     assert (config.clock.ping_interval_ns, config.clock.recording_ping_interval_ns) == (10**9, 10**10)
     assert (config.logging.level, config.logging.format) == ("info", "auto")
     assert (config.service.socket, config.service.state_dir) == (None, None)
+    assert config.markers == (), "LSL has no password: nobody is listened to who is not named"
 
 
 def test_what_is_written_is_what_the_tree_holds() -> None:
@@ -317,6 +321,43 @@ def test_a_fault_in_a_source_is_explained(text: str, fault: str) -> None:
 )  # fmt: skip
 def test_a_fault_outside_of_the_sources_is_explained(text: str, fault: str) -> None:
     assert faults(SMALLEST + text) == [fault]
+
+
+@pytest.mark.parametrize(
+    ("text", "fault"),
+    [
+        ("[marker]\nstream = 'a'\n",
+         "marker (line 5): must be a list of tables: write [[marker]] with double brackets"),
+        ("[[marker]]\n", "marker[0].stream (line 5): missing; it has no default"),
+        ("[[marker]]\nstream = ''\n", "marker[0].stream (line 6): must not be empty"),
+        ('[[marker]]\nstream = "a\\u0000"\n',
+         "marker[0].stream (line 6): 'a\\x00' cannot be looked for in LSL: it has letters for control, "
+         "or both ' and \""),
+        ("[[marker]]\nstream = 'a'\nsource_id = \"\"\"'\"b\"\"\"\n",
+         "marker[0].source_id (line 7): '\\'\"b' cannot be looked for in LSL: it has letters for control, "
+         "or both ' and \""),
+        ("[[marker]]\nstream = 'a'\ndoes = 'event'\n",
+         "marker[0].does (line 7): 'event' is not possible; did you mean 'events'?"),
+        ("[[marker]]\nstream = 'a'\ndevices = ['Core']\n",
+         "marker[0].devices[0] (line 7): 'Core' must be a-z, 0-9 and _, begin with a letter, "
+         "and have at most 40 characters"),
+        ("[[marker]]\nstream = 'a'\ndevices = ['core', 'core']\n",
+         "marker[0].devices (line 7): names something twice"),
+        ("[[marker]]\nstream = 'a'\n[[marker]]\nstream = 'a'\nsource_id = ''\n",
+         "marker[1].stream (line 8): 'a' is listened to by marker[0] already"),
+    ],
+)  # fmt: skip
+def test_a_fault_of_a_marker_stream_is_explained(text: str, fault: str) -> None:
+    assert faults(SMALLEST + text) == [fault]
+
+
+def test_streams_of_one_name_are_told_apart_by_source_id_and_computer() -> None:
+    text = "".join(
+        f"[[marker]]\nstream = 'a'\n{more}\n" for more in ("", "source_id = 'b'", "hostname = 'b'", "hostname = 'c'")
+    )
+    assert [marker.listens_to for marker in parse(SMALLEST + text, "x").markers] == [
+        *(("a", "", ""), ("a", "b", ""), ("a", "", "b"), ("a", "", "c"))
+    ]
 
 
 def test_two_devices_need_different_names_and_prefixes() -> None:

@@ -224,6 +224,17 @@ def test_what_takes_effect_at_the_next_start_is_told_apart() -> None:
     assert (change.stop, change.start) == ((), ())
 
 
+def test_marker_streams_are_told_by_what_they_are_looked_for() -> None:
+    def with_markers(*markers: str) -> Config:
+        return config(phones("a"), SINK + "".join(f"[[marker]]\n{marker}\n" for marker in markers))
+
+    one, other, third = "stream = 'P'", "stream = 'P'\nsource_id = 'x'\nhostname = 'lab2'", "stream = 'Q'"
+    assert between(with_markers(one, third), with_markers(third, one)).words == "nothing has changed"
+    change = between(with_markers(one, third), with_markers(one + "\ndoes = 'commands'", other))
+    words = "added marker stream P (source_id x, on lab2), removed marker stream Q, changed marker stream P"
+    assert change == Changes((), (), (), (), (), (), words)
+
+
 # --- every pair of configurations ------------------------------------------------------------------------------------
 
 NAMES = [f"d{number}" for number in range(5)]
@@ -341,7 +352,7 @@ def test_every_single_table_is_looked_at(table: str) -> None:
         "overload": "flood_hz = 100",
         "service": "socket = '/run/x'",
     }
-    single = {name for name in Config.model_fields if name not in ("sources", "sinks")}
+    single = {name for name in Config.model_fields if name not in ("sources", "sinks", "markers")}
     assert single == set(other), "a new table: what does a reload do about it?"
     change = between(config(phones("a")), config(phones("a"), f"{SINK}[{table}]\n{other[table]}\n"))
     assert f"[{table}]" in change.words or f"{table}.socket" in change.later

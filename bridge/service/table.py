@@ -34,8 +34,9 @@ HEAD_LINES = 2  # of the table itself
 
 
 def status_table(status: dict[str, Any], *, fit: bool = False) -> RenderableType:
-    """What ``Control.status()`` knows: problems first, a row a device with its clock, under it a row a stream, then
-    drops by reason. Fits 80 columns; with ``fit`` also the height of the terminal: then what does not fit is said."""
+    """What ``Control.status()`` knows: problems and marker streams first, a row a device with its clock, under it a row
+    a stream, then drops by reason. Fits 80 columns; with ``fit`` also the height of the terminal: then what does not
+    fit is said."""
     return _StatusView(status, fit)
 
 
@@ -78,7 +79,8 @@ class _StatusView:
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
         width = options.max_width
-        above = [*_lines(_header(self._status), console, width), *_notes(_problems(self._status), console, width)]
+        notes = [*_problems(self._status), *_markers(self._status)]
+        above = [*_lines(_header(self._status), console, width), *_notes(notes, console, width)]
         below = _notes(_drops(self._status), console, width)
         yield from above
         rows = None
@@ -124,6 +126,20 @@ def _sink(sink: dict[str, Any]) -> str:
 
 def _problems(status: dict[str, Any]) -> list[Text]:
     return [Text(f"! {printable(problem)}", style="bold red") for problem in status.get("problems", [])]
+
+
+def _markers(status: dict[str, Any]) -> list[Text]:
+    return [_marker(stream) for stream in status.get("markers", [])]
+
+
+def _marker(stream: dict[str, Any]) -> Text:
+    """A stream of LSL markers in a line."""
+    refused = sum(stream["refused"].values())
+    counts = f"{stream['taken']} taken, {stream['done']} done"
+    lost = f", {refused} refused" * bool(refused) + f", {stream['dropped']} dropped" * bool(stream["dropped"])
+    text = Text(f"LSL markers {printable(stream['stream'])} ({stream['does']}): ")
+    text.append("" if stream["connected"] else "not there, ", style="yellow")
+    return text.append(counts).append(lost, style="yellow")
 
 
 def _drops(status: dict[str, Any]) -> list[Text]:

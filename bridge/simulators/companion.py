@@ -1,9 +1,9 @@
 """A simulated Pupil Invisible Companion: a process that speaks NDSI v4 and knows the truth.
 
-It shares no code with the bridge's reader. On loopback (the default) nothing leaves the machine. Once it can be
-found it prints one JSON line on stdout (`companion_setup.build` makes it); logs go to stderr.
+It shares no code with the bridge's reader. On loopback (the default) nothing leaves the machine. Once all devices can
+be found it prints one JSON line on stdout (`Phone.ready` makes what it says of each); logs go to stderr.
 The app's clock starts with the process, not with the first streaming sensor as on a phone, and restarts when its last
-sensor stops only where that is asked for.
+sensor stops only where that is asked for. `companion_control` has the commands that it takes while it runs.
 """
 
 from __future__ import annotations
@@ -15,61 +15,86 @@ import socket
 import sys
 import threading
 import time
-import uuid
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
 import click
 import zmq
 
-from bridge.simulators import companion_wire as wire
-from bridge.simulators.companion_setup import CompanionOptions, bind, build, make_clock
-from bridge.simulators.truth import TruthWriter
-from bridge.simulators.zre_peer import ZrePeer, zre_address
+from bridge.simulators.companion_control import ControlChannel
+from bridge.simulators.companion_loop import Loop
+from bridge.simulators.companion_options import CompanionOptions
+from bridge.simulators.companion_phone import Phone
+from bridge.simulators.zre_beacon import Beacon
+from bridge.simulators.zre_peer import zre_address
 
 __all__ = ["CompanionOptions", "command", "run"]
 
 _log = logging.getLogger(__name__)
 
+_SOCKETS_OF_A_DEVICE, _DESCRIPTORS_OF_A_DEVICE = 50, 100
+
 
 def run(options: CompanionOptions) -> int:
-    """Simulate until SIGINT, SIGTERM or the end of the duration; the exit status is 0 unless the ZRE node died.
+    """Simulate until SIGINT, SIGTERM or the end of the duration; the exit status is 0 unless a ZRE node died.
 
     Signals are heard only when this runs on the main thread. Raises `OSError` (addresses, ports, the truth file) or
     `ValueError` (options that cannot be) when it cannot start.
     """
     started_ns = time.monotonic_ns()
     end_ns = started_ns + round(options.duration_s * 1e9) if options.duration_s > 0 else None
-    clock = make_clock(options, started_ns)
-    address = zre_address(options.interface, options.beacon_port)
+    _make_room(options.devices)
+    beacon = Beacon(zre_address(options.interface, options.beacon_port))
     context: zmq.Context[Any] = zmq.Context()
-    healthy, clean = False, True
+    context.set(zmq.MAX_SOCKETS, _SOCKETS_OF_A_DEVICE * options.devices + 1000)
+    phones: list[Phone] = []
+    healthy = False
     try:
-        with (
-            TruthWriter(options.truth) as truth,
-            _stop_signals() as (wakeup, signalled),
-            bind(context, options) as sockets,
-        ):
-            peer = ZrePeer(context, address, name=options.name, identity=options.zre_uuid or uuid.uuid4())
-            try:
-                app, ready = build(options, sockets, peer, clock, truth)
-                peer.start(wire.GROUP)
-                app.announce()
-                print(json.dumps(ready), flush=True)
-                healthy = app.serve(wakeup, lambda: signalled() or _passed(end_ns))
-                if healthy:
-                    app.retire()
-                _log.debug("ignored %d malformed messages and %d datagrams", app.malformed, peer.malformed)
-            finally:
-                clean = peer.stop()
+        with ExitStack() as stack:
+            stack.callback(beacon.close)
+            stack.callback(lambda: _close(phones, goodbye=healthy))
+            wakeup, signalled = stack.enter_context(_stop_signals())
+            for number in range(1, options.devices + 1):
+                phone = Phone(number, options.of_device(number), context, beacon, started_ns)
+                phones.append(phone)
+            control = ControlChannel(options.control)
+            stack.callback(control.close)
+            print(json.dumps(_ready(phones)), flush=True)
+            healthy = Loop(phones, control, wakeup).serve(lambda: signalled() or _passed(end_ns))
+            malformed = sum(phone.app.malformed for phone in phones)
+            _log.debug("ignored %d malformed messages and %d datagrams", malformed, beacon.malformed)
     finally:
+        clean = all(phone.clean for phone in phones)
         if clean:  # an abandoned node still has sockets, and term() would wait for them
             context.term()
     if not healthy:
-        _log.critical("the ZRE node died")
+        _log.critical("a ZRE node died")
     return 0 if healthy and clean else 1
+
+
+def _close(phones: list[Phone], *, goodbye: bool) -> None:
+    for phone in phones:
+        phone.close(goodbye=goodbye)
+
+
+def _ready(phones: list[Phone]) -> dict[str, Any]:
+    """What a single device is like is said at the top as well."""
+    devices = [phone.ready() for phone in phones]
+    return {"ready": True, "kind": "companion", **(devices[0] if len(devices) == 1 else {}), "devices": devices}
+
+
+def _make_room(devices: int) -> None:
+    """Have enough descriptors, as far as that is allowed: a device needs some forty."""
+    if sys.platform != "win32":
+        import resource
+
+        soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+        wanted = _DESCRIPTORS_OF_A_DEVICE * devices + 1000
+        if soft != resource.RLIM_INFINITY and soft < wanted:
+            most = wanted if hard == resource.RLIM_INFINITY else min(wanted, hard)
+            resource.setrlimit(resource.RLIMIT_NOFILE, (most, hard))
 
 
 def _passed(end_ns: int | None) -> bool:
@@ -106,7 +131,16 @@ def _stop_signals() -> Iterator[tuple[socket.socket, Callable[[], bool]]]:
 
 
 @click.command("companion")
-@click.option("--name", default="Simulated Companion", show_default=True, help="The device's name in ZRE.")
+@click.option(
+    "--name", default="Simulated Companion", show_default=True, help="The device's name in ZRE; {n} is its number."
+)
+@click.option(
+    "--devices",
+    default=1,
+    show_default=True,
+    type=click.IntRange(1, 200),
+    help="So many devices, from 1 on, each with its number after its name and in the truth's.",
+)
 @click.option(
     "--interface",
     default="127.0.0.1",
@@ -131,13 +165,49 @@ def _stop_signals() -> Iterator[tuple[socket.socket, Callable[[], bool]]]:
     default=30.0,
     show_default=True,
     type=click.FloatRange(0, 240),
-    help="JPEGs of the scene camera, Hz; 0: no such sensor.",
+    help="Pictures of the scene camera, Hz; 0: no such sensor.",
+)
+@click.option("--scene-format", default="jpeg", show_default=True, type=click.Choice(["jpeg", "h264"]))
+@click.option(
+    "--scene-bytes", type=click.IntRange(1, 4_000_000), help="Size of each JPEG of the scene.  [default: some 86000]"
+)
+@click.option(
+    "--eyes-rate",
+    default=0.0,
+    show_default=True,
+    type=click.FloatRange(0, 240),
+    help="Pictures of each eye's camera, Hz; 0: no such sensors.",
+)
+@click.option("--eyes-format", default="jpeg", show_default=True, type=click.Choice(["jpeg", "h264"]))
+@click.option(
+    "--key-interval",
+    default=30,
+    show_default=True,
+    type=click.IntRange(1, 65536),
+    help="Pictures from one key picture of H.264 to the next.",
+)
+@click.option(
+    "--h264-start",
+    default="key",
+    show_default=True,
+    type=click.Choice(["key", "middle"]),
+    help="Begin with a key picture, or half an interval before one, with what nobody can decode.",
+)
+@click.option(
+    "--other-sensor", multiple=True, metavar="TYPE", help="Attach one of this type, without data; may be repeated."
 )
 @click.option("--refuse-recording", metavar="TEXT", help="Say this to who starts a recording.  [default: record]")
 @click.option(
     "--offset-s", default=0.0, show_default=True, help="The device clock's UTC minus the host's at its origin."
 )
+@click.option("--offset-step-s", default=10.0, show_default=True, help="More offset for each further device.")
 @click.option("--drift-ppm", default=0.0, show_default=True, help="How much faster the device clock runs.")
+@click.option("--drift-step-ppm", default=2.0, show_default=True, help="More drift for each further device.")
+@click.option(
+    "--clock-follows-streaming",
+    is_flag=True,
+    help="As the real app: take the clock from the phone's UTC when a first sensor begins to stream.",
+)
 @click.option(
     "--restart-step-s", default=0.0, show_default=True, help="Added to the clock whenever the last sensor stops."
 )
@@ -156,6 +226,11 @@ def _stop_signals() -> Iterator[tuple[socket.socket, Callable[[], bool]]]:
     "--loss", default=0.0, show_default=True, type=click.FloatRange(0, 1), help="Fraction of data messages dropped."
 )
 @click.option("--truth", type=click.Path(dir_okay=False, path_type=Path), help="Append every sample's truth here.")
+@click.option(
+    "--control",
+    metavar="PATH",
+    help="Take commands (state, sleep, restart ...) on this Unix socket; '-': on stdin, answers on stdout.",
+)
 @click.option("--seed", default=0, show_default=True, help="Seed of the gaze path, the jitter and the loss.")
 @click.option("--zre-uuid", type=click.UUID, help="The node's identity; random by default.")
 @click.option("--sensor-uuid-seed", help="The sensors' UUIDs are made of this; the name by default.")

@@ -2,27 +2,32 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 
 from bridge.simulators import companion_wire as wire
+from bridge.simulators.companion_cameras import Camera
 from bridge.simulators.companion_clock import DeviceClock
-from bridge.simulators.companion_scene import Scene
 from bridge.simulators.companion_sensor import SCENE_PX, HeadMotion, Scanpath, SimulatedSensor
 from bridge.simulators.truth import TruthWriter
 
 Send = Callable[[SimulatedSensor, tuple[bytes, bytes], int], bool]  # header and body at a host time; False: it is lost
-Publish = Callable[[SimulatedSensor, int, int], None]  # sequence and host time of the sample
+Publish = Callable[[int, int], None]  # sequence and host time of the sample
 
 
 @dataclass(frozen=True, slots=True)
 class World:
-    """What there is to be measured. ``imu_batch``: samples that the IMU puts into one message."""
+    """What there is to be measured, counted from ``origin_ns``, and with what cameras, by stream.
 
+    ``imu_batch``: samples that the IMU puts into one message.
+    """
+
+    origin_ns: int
     scanpath: Scanpath
     motion: HeadMotion
     imu_batch: int
-    scene: Scene
+    cameras: Mapping[str, Camera]
 
 
 class Samples:
@@ -36,14 +41,18 @@ class Samples:
         self._batch: list[tuple[int, int, int, tuple[float, ...]]] = []  # sequence, device and host time, values
         self._batches = 0
 
-    def of_kind(self, sensor_type: str) -> Publish:
-        """What publishes a sample of a sensor of this type."""
-        return {"gaze": self._gaze, "event": self._event, "imu": self._imu, "video": self._frame}[sensor_type]
+    def of(self, sensor: SimulatedSensor) -> Publish:
+        """What publishes a sample of this sensor."""
+        if sensor.stream in self._world.cameras:
+            return partial(self._frame, self._world.cameras[sensor.stream], sensor)
+        return partial({"gaze": self._gaze, "event": self._event, "imu": self._imu}[sensor.stream], sensor)
 
-    def paused(self, sensor_type: str) -> None:
-        """A sensor of this type does not stream any more: a batch that was begun is never sent."""
-        if sensor_type == "imu":
+    def pause(self, stream: str) -> None:
+        """A sensor does not stream any more: a batch that was begun is never sent, and video starts afresh."""
+        if stream == "imu":
             self._batch.clear()
+        if stream in self._world.cameras:
+            self._world.cameras[stream].pause()
 
     def _gaze(self, sensor: SimulatedSensor, sequence: int, instant_ns: int) -> None:
         device_ns, position = self._clock().device_ns(instant_ns), self._position(instant_ns)
@@ -68,15 +77,20 @@ class Samples:
         for number, device_ns, host_ns, values in batch:
             self._truth.record("imu", number, device_ns=device_ns, host_ns=host_ns, sent=sent, payload=values)
 
-    def _frame(self, sensor: SimulatedSensor, sequence: int, instant_ns: int) -> None:
-        """The target is where the gaze is at the instant of the frame; the truth's payload is that position."""
-        device_ns, position = self._clock().device_ns(instant_ns), self._position(instant_ns)
-        message = wire.encode_jpeg(device_ns, sequence, SCENE_PX, self._world.scene.frame(*position))
+    def _frame(self, camera: Camera, sensor: SimulatedSensor, sequence: int, instant_ns: int) -> None:
+        """The target is where the gaze is at the instant of the frame; the truth's payload is its place in it."""
+        device_ns, (x, y) = self._clock().device_ns(instant_ns), self._position(instant_ns)
+        width_px, height_px = camera.size_px
+        position = (x * width_px / SCENE_PX[0], y * height_px / SCENE_PX[1])
+        picture = camera.picture(sequence, *position)
+        message = wire.encode_video(camera.format_code, device_ns, sequence, camera.size_px, picture)
         sent = self._send(sensor, message, instant_ns)
-        self._truth.record("scene", sequence, device_ns=device_ns, host_ns=instant_ns, sent=sent, payload=position)
+        self._truth.record(
+            sensor.stream, sequence, device_ns=device_ns, host_ns=instant_ns, sent=sent, payload=position
+        )
 
     def _position(self, instant_ns: int) -> tuple[float, float]:
         return self._world.scanpath.at(self._elapsed_s(instant_ns))
 
     def _elapsed_s(self, instant_ns: int) -> float:
-        return (instant_ns - self._clock().origin_ns) / 1e9
+        return (instant_ns - self._world.origin_ns) / 1e9

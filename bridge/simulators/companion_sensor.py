@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from random import Random
 from typing import Any
 
@@ -14,6 +14,7 @@ from bridge.simulators.companion_clock import Grid
 from bridge.simulators.companion_wire import Attach, as_float32
 
 SCENE_PX = (1088, 1080)
+EYE_PX = (192, 192)
 
 
 @dataclass(slots=True)
@@ -43,15 +44,29 @@ class Control:
 
 
 class SimulatedSensor:
-    """One sensor with its sockets' endpoints, its controls and the counter of its notifications."""
+    """One sensor with its sockets' endpoints, its controls and the counter of its notifications.
 
-    def __init__(self, attach: Attach, data: zmq.Socket[bytes] | None, controls: dict[str, Control]) -> None:
+    ``stream`` is its name here and in the truth: gaze, event, imu, scene, eye0 (the right one), eye1, hardware.
+    """
+
+    def __init__(
+        self, stream: str, attach: Attach, data: zmq.Socket[bytes] | None, controls: dict[str, Control]
+    ) -> None:
+        self.stream = stream
         self.attach = attach
-        self.uuid = attach.sensor_uuid
-        self.key = attach.sensor_uuid.encode()
         self.data = data
         self.controls = controls
+        self.attached = True
         self._notified = 0
+
+    @property
+    def uuid(self) -> str:
+        return self.attach.sensor_uuid
+
+    @property
+    def key(self) -> bytes:
+        """What is before each of its messages."""
+        return self.attach.sensor_uuid.encode()
 
     @property
     def streaming(self) -> bool:
@@ -62,12 +77,16 @@ class SimulatedSensor:
         self._notified += 1
         return self._notified - 1
 
+    def become(self, sensor_uuid: str) -> None:
+        """Have another UUID, as one that is plugged in again."""
+        self.attach = replace(self.attach, sensor_uuid=sensor_uuid)
+
 
 class Producer:
     """Makes a sensor's samples on its grid while the sensor streams."""
 
     def __init__(self, sensor: SimulatedSensor, grid: Grid, publish: Callable[[int, int], None]) -> None:
-        self._sensor = sensor
+        self.sensor = sensor
         self._grid = grid
         self._publish = publish
         self._sequence = 0
@@ -75,11 +94,16 @@ class Producer:
 
     def follow(self, now_ns: int) -> None:
         """Start with the first instant from ``now_ns`` on, or stop, as the sensor's control says."""
-        if not self._sensor.streaming:
+        if not self.sensor.streaming:
             self.next_ns = None
         elif self.next_ns is None:
             self._sequence = max(self._sequence, self._grid.first_from(now_ns))
             self.next_ns = self._grid.instant_ns(self._sequence)
+
+    def skip_to(self, now_ns: int) -> None:
+        """Leave out what was not made before ``now_ns``."""
+        self.next_ns = None
+        self.follow(now_ns)
 
     def publish_next(self) -> None:
         """Publish the sample of ``next_ns``."""

@@ -1,98 +1,178 @@
-"""From the options to a simulated Companion: its sockets, clock, path, sensors, and the line that announces it."""
+"""From the options to a simulated Companion: its sockets, clock, path, cameras, sensors and app."""
 
 from __future__ import annotations
 
 import uuid
-from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
+from collections.abc import Mapping
 from fractions import Fraction
-from pathlib import Path as FilePath
 from random import Random
 from typing import Any
 
 import zmq
 
 from bridge.simulators import companion_wire as wire
-from bridge.simulators.companion_app import CompanionApp, Path
-from bridge.simulators.companion_clock import DeviceClock, Grid, utc_at
+from bridge.simulators.companion_app import CompanionApp
+from bridge.simulators.companion_cameras import Camera, H264Camera, JpegCamera
+from bridge.simulators.companion_clock import AppClock, DeviceClock, Grid, utc_at
+from bridge.simulators.companion_options import CompanionOptions
+from bridge.simulators.companion_path import Path
 from bridge.simulators.companion_samples import World
-from bridge.simulators.companion_scene import Scene
-from bridge.simulators.companion_sensor import SCENE_PX, Control, HeadMotion, Scanpath, SimulatedSensor
+from bridge.simulators.companion_sensor import EYE_PX, SCENE_PX, Control, HeadMotion, Scanpath, SimulatedSensor
 from bridge.simulators.network import DelayLine, Loss
 from bridge.simulators.truth import TruthWriter
-from bridge.simulators.zre_peer import ZrePeer
 
 _SENSOR_NAMESPACE = uuid.UUID("6f2b7f0e-6a52-4c1a-9a3c-6f0d5f1f7c11")
+# What a stream's sensor is called and of which type it is, in the order in which they are announced.
+_SENSORS = {
+    "gaze": ("Gaze", "gaze"),
+    "event": ("Event", "event"),
+    "imu": ("IMU", "imu"),
+    "scene": ("PI world v1", "video"),
+    "eye1": ("PI left v1", "video"),
+    "eye0": ("PI right v1", "video"),
+    "hardware": ("Hardware", "hardware"),
+}
+# Devices sample out of step with each other, as those of a lab do: each begins this part of a second earlier.
+_GOLDEN = 0.6180339887
 
 
-@dataclass(frozen=True)
-class CompanionOptions:
-    """What to simulate; the defaults are a phone with a perfect clock on a perfect network."""
-
-    # Each is described at its option in `companion.command`.
-
-    name: str = "Simulated Companion"
-    interface: str = "127.0.0.1"
-    beacon_port: int = 5670
-    gaze_rate: float = 120.0
-    event_rate: float = 1.0
-    imu_rate: float = 200.0
-    imu_batch: int = 10
-    scene_rate: float = 30.0
-    refuse_recording: str | None = None
-    offset_s: float = 0.0
-    drift_ppm: float = 0.0
-    restart_step_s: float = 0.0
-    delay_ms: float = 0.0
-    jitter_ms: float = 0.0
-    asymmetry_ms: float = 0.0
-    loss: float = 0.0
-    truth: FilePath | None = None
-    seed: int = 0
-    zre_uuid: uuid.UUID | None = None
-    sensor_uuid_seed: str | None = None
-    clock_origin_ns: int | None = None
-    utc_at_origin_ns: int | None = None
-    duration_s: float = 0.0
-
-
-@dataclass(frozen=True, slots=True)
-class CompanionSockets:
-    """What hosts connect to. Data have an endpoint a sensor, notifications and commands are shared."""
-
-    gaze: zmq.Socket[bytes]
-    event: zmq.Socket[bytes]
-    imu: zmq.Socket[bytes]
-    scene: zmq.Socket[bytes]
-    notifications: zmq.Socket[bytes]
-    commands: zmq.Socket[bytes]
-
-
-@contextmanager
-def bind(context: zmq.Context[Any], options: CompanionOptions) -> Iterator[CompanionSockets]:
-    """Bound sockets, closed at the end. Raises `zmq.ZMQError` when the address is not this machine's."""
-    sockets = [context.socket(kind) for kind in (zmq.PUB, zmq.PUB, zmq.PUB, zmq.PUB, zmq.PUB, zmq.PULL)]
-    try:
-        for each in sockets:
-            each.bind(f"tcp://{options.interface}:*")
-        yield CompanionSockets(*sockets)
-    finally:
-        for each in sockets:
-            each.close(linger=0)
-
-
-def _endpoint(bound: zmq.Socket[bytes]) -> str:
-    return bound.getsockopt_string(zmq.LAST_ENDPOINT)
-
-
-def make_clock(options: CompanionOptions, started_ns: int) -> DeviceClock:
-    """The app's clock; raises `ValueError` when it would begin in the future."""
-    origin_ns = started_ns if options.clock_origin_ns is None else options.clock_origin_ns
+def make_clock(options: CompanionOptions, started_ns: int, number: int = 1) -> DeviceClock:
+    """The app's first clock; raises `ValueError` when it would begin in the future."""
+    phase_ns = round((number - 1) * _GOLDEN % 1 * 1e9)
+    origin_ns = started_ns - phase_ns if options.clock_origin_ns is None else options.clock_origin_ns
     if origin_ns > started_ns:
         raise ValueError("the clock's origin lies in the future")
     utc_ns = utc_at(origin_ns) if options.utc_at_origin_ns is None else options.utc_at_origin_ns
     return DeviceClock(origin_ns, utc_ns, round(options.offset_s * 1e9), options.drift_ppm)
+
+
+def make_world(options: CompanionOptions, origin_ns: int) -> World:
+    """What the device measures. Raises `ValueError` for pictures that cannot be."""
+    cameras: dict[str, Camera] = {}
+    if options.scene_rate > 0:
+        cameras["scene"] = _camera(options, SCENE_PX, options.scene_format, "room", options.scene_bytes)
+    if options.eyes_rate > 0:
+        for stream in ("eye1", "eye0"):
+            cameras[stream] = _camera(options, EYE_PX, options.eyes_format, stream, None)
+    return World(
+        origin_ns=origin_ns,
+        scanpath=Scanpath(Random(f"{options.seed}/scanpath")),
+        motion=HeadMotion(Random(f"{options.seed}/head")),
+        imu_batch=options.imu_batch,
+        cameras=cameras,
+    )
+
+
+def _camera(
+    options: CompanionOptions, size_px: tuple[int, int], form: str, name: str, size_bytes: int | None
+) -> Camera:
+    seed = f"{options.seed}/{name}"
+    if form == "jpeg":
+        return JpegCamera(size_px, seed, size_bytes)
+    if size_bytes is not None:
+        raise ValueError("only JPEGs can be given a size")
+    return H264Camera(size_px, seed, options.key_interval, options.h264_start == "middle")
+
+
+def sensor_uuids(options: CompanionOptions, *, fresh: bool = False) -> dict[str, str]:
+    """A UUID for each stream's sensor: always the same ones for the seed, or ``fresh`` ones."""
+    seed = options.name if options.sensor_uuid_seed is None else options.sensor_uuid_seed
+    return {
+        stream: str(uuid.uuid4() if fresh else uuid.uuid5(_SENSOR_NAMESPACE, f"{seed}/{name}"))
+        for stream, (name, _) in _all_sensors(options).items()
+    }
+
+
+def _all_sensors(options: CompanionOptions) -> dict[str, tuple[str, str]]:
+    """Name and type of the sensors that the device has, by stream."""
+    rates = {"imu": options.imu_rate, "scene": options.scene_rate, "eye0": options.eyes_rate, "eye1": options.eyes_rate}
+    return {stream: names for stream, names in _SENSORS.items() if rates.get(stream, 1) > 0} | {
+        kind: (kind.capitalize(), kind) for kind in options.other_sensor
+    }
+
+
+class CompanionSockets:
+    """What hosts connect to, bound: each sensor's data have their own, notifications and commands are shared.
+
+    Raises `zmq.ZMQError` when the address is not this machine's.
+    """
+
+    def __init__(self, context: zmq.Context[Any], options: CompanionOptions) -> None:
+        self._all: list[zmq.Socket[bytes]] = []
+        try:
+            self.notifications = self._bound(context, zmq.PUB, options.interface)
+            self.commands = self._bound(context, zmq.PULL, options.interface)
+            self.data = {
+                stream: self._bound(context, zmq.PUB, options.interface)
+                for stream in _all_sensors(options)
+                if stream in _SENSORS and stream != "hardware"
+            }
+        except zmq.ZMQError:
+            self.close()
+            raise
+
+    def _bound(self, context: zmq.Context[Any], kind: int, interface: str) -> zmq.Socket[bytes]:
+        made: zmq.Socket[bytes] = context.socket(kind)
+        self._all.append(made)
+        made.bind(f"tcp://{interface}:*")
+        return made
+
+    def close(self) -> None:
+        """What is on its way is dropped."""
+        for each in self._all:
+            each.close(linger=0)
+
+
+def make_app(
+    options: CompanionOptions,
+    sockets: CompanionSockets,
+    uuids: Mapping[str, str],
+    clock: AppClock,
+    world: World,
+    truth: TruthWriter,
+) -> CompanionApp:
+    """The app as it is when it has just been started: nothing streams, nothing is recorded."""
+    rates = {
+        "gaze": options.gaze_rate,
+        "event": options.event_rate,
+        "imu": options.imu_rate,
+        "scene": options.scene_rate,
+        "eye0": options.eyes_rate,
+        "eye1": options.eyes_rate,
+    }
+    sensors = []
+    for stream, (name, kind) in _all_sensors(options).items():
+        data = sockets.data.get(stream)
+        controls = {"streaming": Control("Streaming", default=False)}
+        if stream == "hardware":
+            controls = {
+                "local_capture": Control("Local capture", default=False),
+                "capture_session_name": Control("Session name", default=""),
+            }
+        attach = wire.Attach(
+            sensor_name=name,
+            sensor_uuid=uuids[stream],
+            sensor_type=kind,
+            notify_endpoint=_endpoint(sockets.notifications),
+            command_endpoint=_endpoint(sockets.commands),
+            data_endpoint=None if data is None else _endpoint(data),
+        )
+        grid = _grid(world.origin_ns, rates.get(stream, 0.0))
+        sensors.append((SimulatedSensor(stream, attach, data, controls), grid))
+    return CompanionApp(
+        commands=sockets.commands,
+        notifications=sockets.notifications,
+        sensors=sensors,
+        refusal=options.refuse_recording,
+        clock=clock,
+        world=world,
+        path=_path(options),
+        truth=truth,
+    )
+
+
+def _endpoint(bound: zmq.Socket[bytes]) -> str:
+    return bound.getsockopt_string(zmq.LAST_ENDPOINT)
 
 
 def _grid(origin_ns: int, rate_hz: float) -> Grid | None:
@@ -114,78 +194,3 @@ def _path(options: CompanionOptions) -> Path:
         data_down=line("data", options.asymmetry_ms),
         loss=Loss(options.loss, Random(f"{options.seed}/loss")),
     )
-
-
-def build(
-    options: CompanionOptions, sockets: CompanionSockets, peer: ZrePeer, clock: DeviceClock, truth: TruthWriter
-) -> tuple[CompanionApp, dict[str, Any]]:
-    """The app, and the line that tells the world that it is ready."""
-
-    def streaming() -> dict[str, Control]:
-        return {"streaming": Control("Streaming", default=False)}
-
-    def sensor(name: str, kind: str, data: zmq.Socket[bytes] | None, controls: dict[str, Control]) -> SimulatedSensor:
-        seed = options.name if options.sensor_uuid_seed is None else options.sensor_uuid_seed
-        attach = wire.Attach(
-            sensor_name=name,
-            sensor_uuid=str(uuid.uuid5(_SENSOR_NAMESPACE, f"{seed}/{name}")),
-            sensor_type=kind,
-            notify_endpoint=_endpoint(sockets.notifications),
-            command_endpoint=_endpoint(sockets.commands),
-            data_endpoint=None if data is None else _endpoint(data),
-        )
-        return SimulatedSensor(attach, data, controls)
-
-    gaze = sensor("Gaze", "gaze", sockets.gaze, streaming())
-    event = sensor("Event", "event", sockets.event, streaming())
-    imu = sensor("IMU", "imu", sockets.imu, streaming())
-    scene = sensor("PI world v1", "video", sockets.scene, streaming())
-    with_grids = [
-        (gaze, _grid(clock.origin_ns, options.gaze_rate)),
-        (event, _grid(clock.origin_ns, options.event_rate)),
-        *((imu, grid) for grid in (_grid(clock.origin_ns, options.imu_rate),) if grid is not None),
-        *((scene, grid) for grid in (_grid(clock.origin_ns, options.scene_rate),) if grid is not None),
-    ]
-    recording = {
-        "local_capture": Control("Local capture", default=False),
-        "capture_session_name": Control("Session name", default=""),
-    }
-    hardware = sensor("Hardware", "hardware", None, recording)
-    app = CompanionApp(
-        peer=peer,
-        commands=sockets.commands,
-        notifications=sockets.notifications,
-        sensors=with_grids,
-        hardware=hardware,
-        refusal=options.refuse_recording,
-        clock=clock,
-        restart_step_ns=round(options.restart_step_s * 1e9),
-        world=World(
-            scanpath=Scanpath(Random(f"{options.seed}/scanpath")),
-            motion=HeadMotion(Random(f"{options.seed}/head")),
-            imu_batch=options.imu_batch,
-            scene=Scene(*SCENE_PX, f"{options.seed}/room"),
-        ),
-        path=_path(options),
-        truth=truth,
-    )
-    ready = {
-        "ready": True,
-        "kind": "companion",
-        "name": options.name,
-        "zre_uuid": str(peer.identity),
-        "sensors": {sensor.attach.sensor_type: sensor.uuid for sensor in app.sensors},
-        "streams": {
-            "gaze": options.gaze_rate,
-            "event": options.event_rate,
-            "imu": options.imu_rate,
-            "scene": options.scene_rate,
-        },
-        "clock": {
-            "origin_ns": clock.origin_ns,
-            "utc_at_origin_ns": clock.utc_at_origin_ns,
-            "offset_ns": clock.offset_ns,
-            "drift_ppm": clock.drift_ppm,
-        },
-    }
-    return app, ready

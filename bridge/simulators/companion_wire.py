@@ -18,7 +18,6 @@ _GAZE_HEADER = struct.Struct("<Q")
 _GAZE_BODY = struct.Struct("<ff")
 _EVENT_HEADER = struct.Struct("<qii")
 _VIDEO_HEADER = struct.Struct("<LLLLQLL")
-_JPEG = 0x10
 _IMU_HEADER = struct.Struct("<LLLLL")
 _IMU_SAMPLE = struct.Struct("<Qffffff")
 _UTF8 = 0
@@ -89,9 +88,12 @@ def encode_event(device_ns: int, text: str) -> tuple[bytes, bytes]:
     return _EVENT_HEADER.pack(device_ns, len(body), _UTF8), body
 
 
-def encode_jpeg(device_ns: int, sequence: int, size_px: tuple[int, int], image: bytes) -> tuple[bytes, bytes]:
-    """Header and body of a video frame."""
-    return _VIDEO_HEADER.pack(_JPEG, *size_px, sequence & 0xFFFFFFFF, device_ns, len(image), 0), image
+def encode_video(
+    format_code: int, device_ns: int, sequence: int, size_px: tuple[int, int], picture: bytes
+) -> tuple[bytes, bytes]:
+    """Header and body of a video frame; 0x10 is a JPEG, 0x12 H.264 as Annex B has it."""
+    header = _VIDEO_HEADER.pack(format_code, *size_px, sequence & 0xFFFFFFFF, device_ns, len(picture), 0)
+    return header, picture
 
 
 def encode_imu(sequence: int, samples: list[tuple[int, tuple[float, ...]]]) -> tuple[bytes, bytes]:

@@ -1,7 +1,7 @@
 """`pupil-bridge simulate core`: a simulated Pupil Capture in its own process.
 
-Pupil Remote and the IPC backbone as Pupil Capture 3.6.14 speaks them, with a clock of its own, replaying a tape of the
-real one in a loop or synthesising. The truth about every datum can be written to a file.
+Pupil Remote, the IPC backbone and Pupil Time Sync as Pupil Capture 3.6.14 speaks them, with a clock of its own,
+replaying a tape of the real one in a loop or synthesising. The truth about every datum can be written to a file.
 """
 
 from __future__ import annotations
@@ -20,8 +20,9 @@ import zmq
 
 from bridge.errors import ConfigError
 from bridge.simulators.core_capture import Capture, CaptureCrashed
+from bridge.simulators.core_datums import GAZE_MAPPINGS
 from bridge.simulators.core_options import CoreOptions
-from bridge.simulators.core_synthetic import synthesise
+from bridge.simulators.core_synthetic import Synthesis, synthesise
 from bridge.simulators.tape import SHORT_TAPE, load
 from bridge.simulators.truth import TruthWriter
 
@@ -40,7 +41,7 @@ def run(options: CoreOptions) -> int:
     truth file cannot be used. 1: Capture has crashed, as the real one does.
     """
     try:
-        tape = synthesise(options.gaze_rate, options.pupil_rate) if options.synthesise else load(options.tape)
+        tape = synthesise(_synthesis(options)) if options.synthesise else load(options.tape)
         with _Stop() as stop, TruthWriter(options.truth) as truth, Capture(options, tape, truth) as capture:
             print(json.dumps(capture.description()), flush=True)
             capture.serve(stop.wakeup_fd, lambda: stop.requested)
@@ -51,6 +52,17 @@ def run(options: CoreOptions) -> int:
         log.error("Process Capture crashed with trace: %s", error)
         return EXIT_CRASHED
     return 0
+
+
+def _synthesis(options: CoreOptions) -> Synthesis:
+    return Synthesis(
+        options.gaze_rate,
+        options.pupil_rate,
+        options.gaze_mapping,
+        options.integer_keys,
+        options.gaze_age_ms / 1000,
+        options.frame_rate,
+    )
 
 
 class _Stop:
@@ -89,7 +101,7 @@ class _Stop:
 @click.option("--host", default="127.0.0.1", show_default=True, help="Address to bind to; * for all.")
 @click.option("--port", default=50020, show_default=True, type=click.IntRange(0, 65535), help="Pupil Remote; 0: any.")
 @click.option("--tape", default=None, type=click.Path(path_type=Path), help="Tape to loop.  [default: the shipped one]")
-@click.option("--synthesise", is_flag=True, help="Make gaze and pupils up instead of replaying a tape.")
+@click.option("--synthesise", is_flag=True, help="Make everything up instead of replaying a tape.")
 @click.option("--gaze-rate", default=120.0, show_default=True, type=click.FloatRange(0), help="Hz, synthesised.")
 @click.option(
     "--pupil-rate", default=120.0, show_default=True, type=click.FloatRange(0), help="Hz an eye, synthesised."
@@ -122,6 +134,40 @@ class _Stop:
     "--missing-plugins", default="", help="Names of plugins that cannot be started, with commas between them."
 )
 @click.option("--calibration-error", default="", help="The reason for which every calibration fails.  [default: none]")
+@click.option(
+    "--gaze-mapping",
+    default="3d",
+    show_default=True,
+    type=click.Choice(GAZE_MAPPINGS),
+    help="Of synthesised gaze; mono: of one eye and the other in turn.",
+)
+@click.option(
+    "--gaze-age-ms",
+    default=35.0,
+    show_default=True,
+    type=click.FloatRange(0, 1000),
+    help="Synthesised gaze, when it leaves Capture.",
+)
+@click.option("--integer-keys", is_flag=True, help="Synthesised gaze has its eyes under 0 and 1, not under text.")
+@click.option(
+    "--binocular-pause-s",
+    default=2.0,
+    show_default=True,
+    type=click.FloatRange(0),
+    help="After a step back only gaze of single eyes comes.",
+)
+@click.option("--sync-step-ms", default=0.0, show_default=True, help="What Pupil Time Sync adds to the clock; 0: none.")
+@click.option(
+    "--sync-every-s", default=5.0, show_default=True, type=click.FloatRange(0.2), help="How often it does so."
+)
+@click.option("--time-sync", is_flag=True, help="Tell the time by Pupil Time Sync as well, on the interface of --host.")
+@click.option("--beacon-port", default=5670, show_default=True, type=click.IntRange(1, 65535), help="UDP port of ZRE.")
+@click.option(
+    "--log-every-s", default=0.0, show_default=True, type=click.FloatRange(0), help="A line of the log; 0: none."
+)
+@click.option(
+    "--app", default="capture", show_default=True, type=click.Choice(["capture", "service"]), help="Which one to be."
+)
 def command(tape: Path | None, topics: str, missing_plugins: str, **options: Any) -> None:
     """Be a Pupil Capture: Pupil Remote and the IPC backbone, with a clock of its own.
 
@@ -130,6 +176,8 @@ def command(tape: Path | None, topics: str, missing_plugins: str, **options: Any
     if tape is not None and options["synthesise"]:
         raise click.UsageError("--tape and --synthesise exclude each other")
     logging.basicConfig(stream=sys.stderr, level=logging.INFO, format="%(levelname)s %(name)s: %(message)s")
+    # pyre warns of ordinary things, such as a group without members.
+    logging.getLogger("pyre").setLevel(logging.ERROR)
     prefixes, missing = _split(topics), _split(missing_plugins)
     sys.exit(run(CoreOptions(tape=tape or SHORT_TAPE, topics=prefixes, missing_plugins=missing, **options)))
 

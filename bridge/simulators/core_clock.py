@@ -2,9 +2,20 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 # The drift is kept as an integer in 1e-12, so that the clock is exact at any age.
 _DRIFT_PER_PPM = 1_000_000
 _DRIFT_UNIT = 10**12
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """When, in ns of CLOCK_MONOTONIC, what the clock read just before, and by how much it went on."""
+
+    host_ns: int
+    before_ns: int
+    change_ns: int
 
 
 class PupilClock:
@@ -17,6 +28,7 @@ class PupilClock:
     def __init__(self, origin_ns: int, offset_ns: int, drift_ppm: float) -> None:
         self._drift = round(drift_ppm * _DRIFT_PER_PPM)
         self._pieces = [(origin_ns, origin_ns + offset_ns)]
+        self.last_step: Step | None = None
 
     def device_ns(self, host_ns: int) -> int:
         """The clock's reading at a host instant; instants before the start belong to the first piece."""
@@ -37,6 +49,9 @@ class PupilClock:
         since_ns, start_ns = self._pieces[-1]
         return since_ns + (device_ns - start_ns) * _DRIFT_UNIT // (_DRIFT_UNIT + self._drift)
 
-    def step(self, host_ns: int, device_ns: int) -> None:
+    def step(self, host_ns: int, device_ns: int) -> Step:
         """From ``host_ns`` on, which is not before the last step, the clock counts from ``device_ns``."""
+        before_ns = self.device_ns(host_ns)
         self._pieces.append((host_ns, device_ns))
+        self.last_step = Step(host_ns, before_ns, device_ns - before_ns)
+        return self.last_step

@@ -32,3 +32,13 @@ class CoreOptions:
     frames_by_plugin: bool = False
     missing_plugins: tuple[str, ...] = ()
     calibration_error: str = ""
+    gaze_mapping: str = "3d"
+    gaze_age_ms: float = 35.0
+    integer_keys: bool = False
+    binocular_pause_s: float = 2.0
+    sync_step_ms: float = 0.0
+    sync_every_s: float = 5.0
+    time_sync: bool = False
+    beacon_port: int = 5670
+    log_every_s: float = 0.0
+    app: str = "capture"

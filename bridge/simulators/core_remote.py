@@ -65,7 +65,7 @@ class PupilRemote:
             target_ns = round(float(argument) * 1e9)
         except (ValueError, OverflowError):
             return f"'{argument}' cannot be converted to float."
-        self._clock.step(self._now_ns(), target_ns)
+        self._world.step_clock(self._now_ns(), target_ns)
         return "Timesync successful."
 
     def _command(self, request: str) -> str:

@@ -1,4 +1,4 @@
-"""A loop of gaze and pupil datums made without a tape: any rate, stamps in order, Capture's own fields and sizes.
+"""A loop of everything that Capture sends, made without a tape: any rate, stamps in order, Capture's fields and sizes.
 
 Layout and types are those of `core_short.msgpack.xz`, so a synthesised message has as many bytes as a recorded one.
 """
@@ -6,130 +6,155 @@ Layout and types are those of `core_short.msgpack.xz`, so a synthesised message 
 from __future__ import annotations
 
 import math
-from typing import Any
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any, Final
 
 import msgspec
 
+from bridge.simulators.core_datums import EPOCH_S, GAZE_MAPPINGS, Datums, point_3d
+from bridge.simulators.core_detectors import SURFACES, Blinks, Eye, Fixations, Look, on_surface
+from bridge.simulators.core_movements import Movements
+from bridge.simulators.core_record import Fact
 from bridge.simulators.tape import Tape, from_messages
 
 VERSION = "3.6.14"
 LOOP_S = 10.0
 PUPIL_AGE_S = 0.010
 GAZE_AGE_S = 0.035
-# Any Pupil time will do, it is replaced; far from zero, because the first datums are stamped before the loop begins.
-_EPOCH_S = 1000.0
+WORLD_AGE_S = 0.034
+_MAX_WORLD_HZ: Final = 120.0
+_DEFAULT_WORLD_HZ: Final = 30.0
+# The plugins have seen as much of the turn before when the loop begins: longer than any of their windows.
+_WARM_UP_S: Final = 3.0
+
+_Messages = list[tuple[float, list[bytes]]]
+_encode = msgspec.msgpack.encode
 
 
-def synthesise(gaze_rate_hz: float, pupil_rate_hz: float) -> Tape:
-    """Binocular gaze at one rate and 2d and 3d pupils of both eyes at another; 0 leaves a stream out.
+@dataclass(frozen=True, slots=True)
+class Synthesis:
+    """What to make. ``gaze_mapping``: one of GAZE_MAPPINGS, see `Datums`. ``gaze_age_s``: how old gaze is when it
+    leaves Capture. ``world_hz`` is the scene camera's rate."""
+
+    gaze_hz: float
+    pupil_hz: float
+    gaze_mapping: str = "3d"
+    integer_keys: bool = False
+    gaze_age_s: float = GAZE_AGE_S
+    world_hz: float = _DEFAULT_WORLD_HZ
+
+
+def synthesise(wanted: Synthesis) -> Tape:
+    """Gaze at one rate, 2d and 3d pupils of both eyes at another, 0 leaves a stream out; fixations, blinks, surfaces.
 
     The loop lasts a whole number of gaze datums; the pupil rate is rounded to a whole number of datums in a loop
-    (by 0.05 datums/s at most). Raises `ValueError` when both rates are zero.
+    (by 0.05 datums/s at most). Raises `ValueError` when both rates are zero or the mapping is unknown.
     """
-    lead_hz = gaze_rate_hz or pupil_rate_hz
+    if wanted.gaze_mapping not in GAZE_MAPPINGS:
+        raise ValueError(f"gaze is mapped in one of {', '.join(GAZE_MAPPINGS)}, not {wanted.gaze_mapping!r}")
+    lead_hz = wanted.gaze_hz or wanted.pupil_hz
     if lead_hz <= 0:
         raise ValueError("nothing to synthesise: both rates are zero")
-    loop_s = max(1, round(LOOP_S * lead_hz)) / lead_hz
-    gazes = round(loop_s * gaze_rate_hz)
-    pupils = round(loop_s * pupil_rate_hz)
-    messages: list[tuple[float, list[bytes]]] = []
-
-    def put(stamp_s: float, age_s: float, datum: dict[str, Any]) -> None:
-        messages.append((stamp_s + age_s, [datum["topic"].encode(), msgspec.msgpack.encode(datum)]))
-
-    for number in range(pupils):
-        for eye in (0, 1):
-            stamp_s = _pupil_stamp_s(eye, number, loop_s / pupils)
-            put(stamp_s, PUPIL_AGE_S, _pupil_2d(eye, stamp_s, loop_s))
-            put(stamp_s, PUPIL_AGE_S + 20e-6, _pupil_3d(eye, stamp_s, loop_s))
-    for number in range(gazes):
-        stamp_s = _EPOCH_S + number * loop_s / gazes
-        # The matcher pairs one datum of each eye: here the last ones that were stamped before the gaze.
-        bases = [_pupil_3d(eye, _last_pupil_s(eye, stamp_s, pupils, loop_s), loop_s) for eye in (0, 1)]
-        put(stamp_s, GAZE_AGE_S, _gaze(stamp_s, loop_s, bases))
+    loop = _Loop(wanted, max(1, round(LOOP_S * lead_hz)) / lead_hz)
+    messages = [*loop.pupil_messages(), *loop.gaze_messages()]
+    created = loop.add_world(messages)
     messages.sort(key=lambda message: message[0])
-    header = {"version": VERSION, "pupil_time": _EPOCH_S, "monotonic": _EPOCH_S, "loop_s": loop_s}
-    return from_messages(header, messages)
+    header = {"version": VERSION, "pupil_time": EPOCH_S, "monotonic": EPOCH_S, "loop_s": loop.loop_s}
+    facts = [Fact("blink", round(a * 1e9), (), None, round(b * 1e9)) for a, b in loop.movements.blinks]
+    return from_messages(header | {"serial_span": created}, messages, facts if loop.pupils else ())
 
 
-def _pupil_stamp_s(eye: int, number: int, step_s: float) -> float:
-    """The two cameras run free: the second one a quarter of a frame after the first."""
-    return _EPOCH_S + (number + eye / 4) * step_s
+class _Loop:
+    """One turn, and as much of those before as the plugins remember; stamps are seconds of Pupil time."""
+
+    def __init__(self, wanted: Synthesis, loop_s: float) -> None:
+        self.loop_s = loop_s
+        self.movements = Movements(loop_s)
+        self.gazes = round(loop_s * wanted.gaze_hz)
+        self.pupils = round(loop_s * wanted.pupil_hz)
+        self._datums = Datums(self.movements, loop_s, self.gazes, self.pupils, wanted.gaze_mapping, wanted.integer_keys)
+        self._gaze_age_s = wanted.gaze_age_s
+        world_hz = min(wanted.world_hz, _MAX_WORLD_HZ) or _DEFAULT_WORLD_HZ
+        self._frames = max(1, round(loop_s * world_hz))
+
+    def pupil_messages(self) -> Iterator[tuple[float, list[bytes]]]:
+        for number in range(self.pupils):
+            for eye in (0, 1):
+                stamp_s = self._datums.pupil_stamp_s(eye, number)
+                for late_s, make in ((0, self._datums.pupil_2d), (20e-6, self._datums.pupil_3d)):
+                    datum = make(eye, stamp_s)
+                    yield stamp_s + PUPIL_AGE_S + late_s, [datum["topic"].encode(), _encode(datum)]
+
+    def gaze_messages(self) -> Iterator[tuple[float, list[bytes]]]:
+        for number in range(self.gazes):
+            datum = self._datums.gaze(number)
+            yield datum["timestamp"] + self._gaze_age_s, [datum["topic"].encode(), _encode(datum)]
+
+    def add_world(self, messages: _Messages) -> int:
+        """What the world process sends at every frame of a turn; how many ids it gave to fixations in the turn."""
+        fixations, blinks = Fixations(), Blinks()
+        step_s = self.loop_s / self._frames
+        warm_up = math.ceil(_WARM_UP_S / step_s)
+        looks = _Arriving(self._looks(), self._gaze_age_s)
+        eyes = _Arriving(self._eyes(), PUPIL_AGE_S)
+        created = edges = 0
+        for number in range(-warm_up, self._frames):
+            if number == 0:
+                created = fixations.created
+            frame_s = EPOCH_S + number * step_s
+            at_s = frame_s + WORLD_AGE_S
+            seen = looks.until(at_s)
+            fixation, blink = fixations.see(seen), blinks.see(eyes.until(at_s))
+            if number < 0:
+                continue
+            if fixation is not None:
+                messages.append((at_s, [b"fixations", _encode(fixation)]))
+            for surface in SURFACES:
+                event = on_surface(surface, frame_s, seen, fixation)
+                messages.append((at_s + 50e-6, [event["topic"].encode(), _encode(event)]))
+            if blink is not None:
+                payload = _encode(blink)
+                edges += 1
+                # Without a new pupil the detector says the same again.
+                for again in range(2 if edges % 5 == 2 else 1):
+                    messages.append((at_s + 100e-6 + again * 2e-3, [b"blinks", payload]))
+        return fixations.created - created
+
+    def _looks(self) -> Iterator[Look]:
+        if not self.gazes:
+            return
+        first = -math.ceil(_WARM_UP_S * self.gazes / self.loop_s)
+        for number in range(first, self.gazes):
+            stamp_s = self._datums.gaze_stamp_s(number)
+            x, y = self._datums.gaze_position(stamp_s)
+            point = None if self._datums.flat else point_3d(x, y)
+            topic, eyes = self._datums.gaze_topic(number)
+            confidence = sum(self._datums.confidence(self._datums.last_pupil_s(eye, stamp_s)) for eye in eyes) / len(
+                eyes
+            )
+            yield Look(topic, stamp_s, x, y, confidence, point)
+
+    def _eyes(self) -> Iterator[Eye]:
+        if not self.pupils:
+            return
+        for number in range(-math.ceil(_WARM_UP_S * self.pupils / self.loop_s), self.pupils):
+            for eye in (0, 1):
+                stamp_s = self._datums.pupil_stamp_s(eye, number)
+                payload = msgspec.Raw(_encode(self._datums.pupil_2d(eye, stamp_s)))
+                yield Eye(stamp_s, self._datums.confidence(stamp_s), payload)
 
 
-def _last_pupil_s(eye: int, stamp_s: float, pupils: int, loop_s: float) -> float:
-    if pupils == 0:
-        return stamp_s
-    step_s = loop_s / pupils
-    number = math.floor((stamp_s - _EPOCH_S) / step_s - eye / 4 + 1e-9)
-    return _pupil_stamp_s(eye, number, step_s)
+class _Arriving:
+    """What has come since it was asked last; each comes ``age_s`` after its stamp."""
 
+    def __init__(self, items: Iterator[Any], age_s: float) -> None:
+        self._items, self._age_s = items, age_s
+        self._next = next(items, None)
 
-def _swing(stamp_s: float, loop_s: float, turns: int, centre: float, reach: float) -> float:
-    """A value that swings ``turns`` times in a loop, so that the loop has no seam; never a whole number's encoding."""
-    return centre + reach * math.sin(2 * math.pi * turns * (stamp_s - _EPOCH_S) / loop_s + turns)
-
-
-def _pupil_2d(eye: int, stamp_s: float, loop_s: float) -> dict[str, Any]:
-    x, y = _swing(stamp_s, loop_s, 3 + eye, 0.5, 0.2), _swing(stamp_s, loop_s, 5 + eye, 0.5, 0.2)
-    diameter_px = _swing(stamp_s, loop_s, 2, 40.0, 6.0)
-    return {
-        "id": eye,
-        "topic": f"pupil.{eye}.2d",
-        "method": "2d c++",
-        "norm_pos": [x, y],
-        "diameter": diameter_px,
-        "confidence": _swing(stamp_s, loop_s, 7, 0.9, 0.099),
-        "timestamp": stamp_s,
-        "ellipse": {"axes": [diameter_px * 0.9, diameter_px], "angle": 67.5, "center": [x * 192, (1 - y) * 192]},
-    }
-
-
-def _pupil_3d(eye: int, stamp_s: float, loop_s: float) -> dict[str, Any]:
-    flat = _pupil_2d(eye, stamp_s, loop_s)
-    diameter_mm = _swing(stamp_s, loop_s, 2, 4.0, 0.6)
-    theta, phi = _swing(stamp_s, loop_s, 5 + eye, 1.6, 0.3), _swing(stamp_s, loop_s, 3 + eye, -1.6, 0.3)
-    normal = [math.sin(theta) * math.cos(phi), math.cos(theta), math.sin(theta) * math.sin(phi)]
-    sphere = [0.0802, -0.0041, 47.0235]
-    return {
-        "id": eye,
-        "topic": f"pupil.{eye}.3d",
-        "method": "pye3d 0.3.2 real-time",
-        "norm_pos": flat["norm_pos"],
-        "diameter": flat["diameter"],
-        "confidence": flat["confidence"],
-        "timestamp": stamp_s,
-        "sphere": {"center": sphere, "radius": 10.392304845413264},
-        "projected_sphere": {"center": [96.3543, 95.9045], "axes": [149.3025, 149.3025], "angle": 0.0},
-        "circle_3d": {
-            "center": [a + 10.392304845413264 * b for a, b in zip(sphere, normal, strict=True)],
-            "normal": normal,
-            "radius": diameter_mm / 2,
-        },
-        "diameter_3d": diameter_mm,
-        "ellipse": {
-            "center": flat["ellipse"]["center"],
-            "axes": flat["ellipse"]["axes"],
-            "angle": flat["ellipse"]["angle"],
-        },
-        "location": flat["ellipse"]["center"],
-        "model_confidence": 1.0,
-        "theta": theta,
-        "phi": phi,
-    }
-
-
-def _gaze(stamp_s: float, loop_s: float, bases: list[dict[str, Any]]) -> dict[str, Any]:
-    x, y = _swing(stamp_s, loop_s, 4, 0.5, 0.3), _swing(stamp_s, loop_s, 6, 0.5, 0.3)
-    normal = [(x - 0.5) * 0.9, (0.5 - y) * 0.7]
-    normal.append(math.sqrt(1 - normal[0] ** 2 - normal[1] ** 2))
-    return {
-        "eye_centers_3d": {"0": [19.93, 14.93, -20.06], "1": [-39.99, 15.02, -19.94]},
-        "gaze_normals_3d": {"0": normal, "1": normal},
-        "gaze_point_3d": [component * 500.0 for component in normal],
-        "norm_pos": [x, y],
-        "topic": "gaze.3d.01.",
-        "confidence": (bases[0]["confidence"] + bases[1]["confidence"]) / 2,
-        "timestamp": stamp_s,
-        "base_data": bases,
-    }
+    def until(self, at_s: float) -> list[Any]:
+        found = []
+        while self._next is not None and self._next.stamp_s + self._age_s <= at_s:
+            found.append(self._next)
+            self._next = next(self._items, None)
+        return found

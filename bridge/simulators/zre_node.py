@@ -1,4 +1,4 @@
-"""zeromq-pyre 0.3.4's node and beacon on a chosen address, with a chosen identity, for `zre_peer`.
+"""zeromq-pyre 0.3.4's node on a chosen address, with a chosen identity, for `zre_peer`; its beacons are `zre_beacon`'s.
 
 pyre picks its interface by itself, binds to every address, and dies of one foreign datagram. Here the caller says
 where to be, so that a simulator can live on loopback alone, and what breaks the protocol is counted and dropped:
@@ -7,28 +7,28 @@ the simulator must outlive the same abuse as the bridge that is tested with it. 
 
 from __future__ import annotations
 
-import ipaddress
 import logging
+import socket
 import struct
 import threading
 import time
 import uuid
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import zmq
 from pyre import Pyre, zhelper
 from pyre.pyre_node import PyreNode
 from pyre.zactor import ZActor
-from pyre.zbeacon import ZBeacon
 from pyre.zre_msg import ZreMsg
+
+from bridge.simulators.zre_beacon import BEACON, Beacon
 
 _log = logging.getLogger(__name__)
 
 REPLY_TIMEOUT_MS = 2000
 RECEIVED_STAMP = struct.Struct("<q")  # the frame after a WHISPER's or SHOUT's content: CLOCK_MONOTONIC of its reception
 
-_BEACON = struct.Struct(">3sB16sH")
 _FLUSH_TIMEOUT_S = 0.25
 # More peers than any lab has hosts: forged beacons must not use up the file descriptors.
 _MAX_PEERS = 64
@@ -36,24 +36,21 @@ _MAX_PEERS = 64
 _MALFORMED = (AssertionError, IndexError, KeyError, TypeError, ValueError, AttributeError, struct.error, zmq.ZMQError)
 
 
-@dataclass(frozen=True, slots=True)
-class ZreAddress:
-    """Where a node lives: its own address, the broadcast address of its beacons, and their UDP port."""
-
-    address: ipaddress.IPv4Address
-    broadcast: ipaddress.IPv4Address
-    beacon_port: int
-
-
 @dataclass(slots=True)
 class NodeSettings:
-    """What the node's threads need to know, and the one number that they count."""
+    """What the node's threads need to know, and the one number that they count.
 
-    where: ZreAddress
+    While ``awake`` is not set the node does nothing at all, as an app in the background. ``goodbye`` says whether it
+    tells its peers when it stops.
+    """
+
     name: str
     identity: uuid.UUID
     headers: dict[str, str]
+    beacon: Beacon
     malformed: int = 0
+    goodbye: bool = True
+    awake: threading.Event = field(default_factory=threading.Event)
 
 
 class _Actor(ZActor):  # type: ignore[misc]
@@ -74,32 +71,6 @@ class _Actor(ZActor):  # type: ignore[misc]
         self.pipe.wait()
 
 
-class _Beacon(ZBeacon):  # type: ignore[misc]
-    """The beacon on the given address and broadcast, deaf to foreign datagrams and not ended by a network error."""
-
-    def __init__(self, context: zmq.Context[Any], pipe: Any, settings: NodeSettings) -> None:
-        self._settings = settings
-        super().__init__(context, pipe)  # runs until terminated
-        self.udpsock.close()
-
-    def _prepare_socket(self) -> None:
-        self.address = self._settings.where.address
-        self.broadcast_address = self._settings.where.broadcast
-
-    def handle_udp(self) -> None:
-        frame, (sender, _port) = self.udpsock.recvfrom(65535)
-        if len(frame) != _BEACON.size or not frame.startswith(b"ZRE\x01"):
-            self._settings.malformed += 1
-        elif frame[4:20] != self._settings.identity.bytes:
-            self.pipe.send_multipart([sender.encode(), frame])
-
-    def send_beacon(self) -> None:
-        try:
-            self.udpsock.sendto(self.transmit, (str(self.broadcast_address), self.port_nbr))
-        except OSError as error:  # the interface may be down for a while
-            _log.debug("a beacon was not sent: %s", error)
-
-
 class _StampedOutbox:
     """The pipe to the application; it adds the instant of reception to the messages of other peers."""
 
@@ -115,44 +86,61 @@ class _StampedOutbox:
         self._pipe.send_multipart([*frames, RECEIVED_STAMP.pack(self.received_ns)])
 
 
+class _Name(str):
+    """A name with the length of its UTF-8: pyre counts characters where ZRE counts bytes, and cuts off what is over."""
+
+    def __len__(self) -> int:
+        return len(self.encode())
+
+
 class _Node(PyreNode):  # type: ignore[misc]
     """pyre's node with the given identity, bound to one address."""
 
     def __init__(self, context: zmq.Context[Any], pipe: Any, outbox: Any, settings: NodeSettings) -> None:
         self._settings = settings
+        self._heard: socket.socket | None = None
         super().__init__(context, pipe, _StampedOutbox(outbox))  # runs until terminated
 
     def run(self) -> None:
         self.identity = self._settings.identity
-        self.name = self._settings.name
+        self.name = _Name(self._settings.name)
         self.headers = self._settings.headers
-        self.beacon_port = self._settings.where.beacon_port
         try:
             super().run()
         finally:
             for peer in self.peers.values():
                 peer.disconnect()
+            self._leave_beacon(goodbye=False)  # after a crash; otherwise `stop` has done so
             self.inbox.close(linger=0)
             self.outbox.close(linger=0)
 
     def start(self) -> None:
-        where = self._settings.where
-        self.beacon = _Actor(self._ctx, _Beacon, self._settings)
-        self.beacon.send_multipart([b"CONFIGURE", struct.pack("I", where.beacon_port)])
-        self.beacon.recv_unicode()
-        self.port = self.inbox.bind_to_random_port(f"tcp://{where.address}")
+        address = self._settings.beacon.where.address
+        self.port = self.inbox.bind_to_random_port(f"tcp://{address}")
         self.bound = True
-        self.endpoint = f"tcp://{where.address}:{self.port}"
-        self.beacon.send_multipart([b"PUBLISH", _BEACON.pack(b"ZRE", 1, self.identity.bytes, self.port)])
-        self.beacon_socket = self.beacon.resolve()
+        self.endpoint = f"tcp://{address}:{self.port}"
+        self._heard = self._settings.beacon.publish(self.identity, self.port)
+        self.beacon_socket = self._heard.fileno()  # what pyre looks for among the readable
         self.poller.register(self.beacon_socket, zmq.POLLIN)
         self.poller.register(self.inbox, zmq.POLLIN)
 
     def stop(self) -> None:
-        self._flush()
+        if self._settings.goodbye:
+            self._flush()
+        self._leave_beacon(goodbye=self._settings.goodbye)
         super().stop()
 
+    def _leave_beacon(self, *, goodbye: bool) -> None:
+        if self._heard is None:
+            return
+        self._settings.beacon.withdraw(self.identity, goodbye=goodbye)
+        self.poller.unregister(self.beacon_socket)
+        self.beacon_socket = None  # type: ignore[assignment]
+        self._heard.close()
+        self._heard = None
+
     def recv_peer(self) -> None:
+        self._settings.awake.wait()
         self.outbox.received_ns = time.monotonic_ns()
         try:
             super().recv_peer()
@@ -160,9 +148,16 @@ class _Node(PyreNode):  # type: ignore[misc]
             self._settings.malformed += 1
             _log.debug("dropped a malformed ZRE message: %r", error)
 
+    def ping_peer(self, peer_id: uuid.UUID) -> None:
+        self._settings.awake.wait()
+        super().ping_peer(peer_id)
+
     def recv_beacon(self) -> None:
-        sender, frame = self.beacon_socket.recv_multipart()
-        _magic, _version, raw_identity, port = _BEACON.unpack(frame)
+        self._settings.awake.wait()
+        assert self._heard is not None
+        heard = self._heard.recv(1024)
+        frame, sender = heard[: BEACON.size], heard[BEACON.size :]
+        _magic, _version, raw_identity, port = BEACON.unpack(frame)
         identity = uuid.UUID(bytes=raw_identity)
         known = self.peers.get(identity)
         if port == 0:

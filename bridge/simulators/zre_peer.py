@@ -13,9 +13,12 @@ from typing import Any
 import psutil
 import zmq
 
-from bridge.simulators.zre_node import RECEIVED_STAMP, REPLY_TIMEOUT_MS, NodeSettings, StampingPyre, ZreAddress
+from bridge.simulators.zre_beacon import Beacon, ZreAddress
+from bridge.simulators.zre_node import RECEIVED_STAMP, REPLY_TIMEOUT_MS, NodeSettings, StampingPyre
 
 _log = logging.getLogger(__name__)
+
+NAME_MAX_BYTES = 255
 
 _LOOPBACK = ipaddress.IPv4Network("127.0.0.0/8")
 
@@ -24,8 +27,9 @@ _LOOPBACK = ipaddress.IPv4Network("127.0.0.0/8")
 class ZreEvent:
     """What the node reports: ENTER, JOIN, LEAVE, EXIT, WHISPER, SHOUT or STOP.
 
-    ``content`` is the message of a WHISPER or SHOUT, ``group`` is set for JOIN, LEAVE and SHOUT. ``received_ns`` is
-    CLOCK_MONOTONIC when the node took a WHISPER or SHOUT from its socket, which is before it crossed pyre's pipe.
+    ``name`` is what the peer calls itself. ``content`` is the message of a WHISPER or SHOUT, ``group`` is set for JOIN,
+    LEAVE and SHOUT. ``received_ns`` is CLOCK_MONOTONIC when the node took a WHISPER or SHOUT from its socket, which is
+    before it crossed pyre's pipe.
     """
 
     kind: str
@@ -33,6 +37,7 @@ class ZreEvent:
     group: str = ""
     content: bytes = b""
     received_ns: int = 0
+    name: str = ""
 
 
 def zre_address(interface: str, beacon_port: int) -> ZreAddress:
@@ -70,10 +75,17 @@ class ZrePeer:
         name: str,
         identity: uuid.UUID,
         headers: Mapping[str, str] | None = None,
+        beacon: Beacon | None = None,
     ) -> None:
-        _check_bindable(address)
+        """``beacon``: one that is shared, for the same address; its owner closes it. Raises `ValueError` for a name of
+        more than 255 bytes."""
+        if len(name.encode()) > NAME_MAX_BYTES:
+            raise ValueError(f"a name has at most {NAME_MAX_BYTES} bytes: {name!r}")
         self.identity = identity
-        self._settings = NodeSettings(address, name, identity, dict(headers or {}))
+        self._shares_beacon = beacon is not None
+        self._beacon = Beacon(address) if beacon is None else beacon
+        self._settings = NodeSettings(name, identity, dict(headers or {}), self._beacon)
+        self._settings.awake.set()
         self._node = StampingPyre(context, self._settings)
 
     @property
@@ -84,12 +96,12 @@ class ZrePeer:
     @property
     def malformed(self) -> int:
         """Datagrams and messages dropped so far because they break ZRE."""
-        return self._settings.malformed
+        return self._settings.malformed + self._beacon.malformed
 
     @property
     def alive(self) -> bool:
-        """Whether the node's thread runs; when it does not, nothing else here works."""
-        return bool(self._node.actor.thread.is_alive())
+        """Whether the node's threads run; when they do not, nothing else here works."""
+        return bool(self._node.actor.thread.is_alive()) and self._beacon.alive
 
     def start(self, group: str) -> None:
         """Join the group and begin to send and hear beacons."""
@@ -111,34 +123,38 @@ class ZrePeer:
     def receive(self) -> ZreEvent | None:
         """The next event, or None when there is none. Never blocks."""
         try:
-            kind, peer, _name, *rest = self._node.inbox.recv_multipart(zmq.NOBLOCK)
+            kind, peer, raw_name, *rest = self._node.inbox.recv_multipart(zmq.NOBLOCK)
         except zmq.Again:
             return None
-        event_kind, event_peer = kind.decode(), uuid.UUID(bytes=peer)
+        event_kind, event_peer, name = kind.decode(), uuid.UUID(bytes=peer), raw_name.decode()
         if event_kind in ("JOIN", "LEAVE"):
-            return ZreEvent(event_kind, event_peer, group=rest[0].decode())
-        if event_kind == "WHISPER":
-            return ZreEvent(event_kind, event_peer, content=rest[0], received_ns=RECEIVED_STAMP.unpack(rest[-1])[0])
-        if event_kind == "SHOUT":
-            return ZreEvent(event_kind, event_peer, rest[0].decode(), rest[1], RECEIVED_STAMP.unpack(rest[-1])[0])
-        return ZreEvent(event_kind, event_peer)
+            return ZreEvent(event_kind, event_peer, group=rest[0].decode(), name=name)
+        if event_kind in ("WHISPER", "SHOUT"):
+            group = rest.pop(0).decode() if event_kind == "SHOUT" else ""
+            return ZreEvent(event_kind, event_peer, group, rest[0], RECEIVED_STAMP.unpack(rest[-1])[0], name)
+        return ZreEvent(event_kind, event_peer, name=name)
 
-    def stop(self) -> bool:
-        """Say goodbye and end the node within a few seconds. False: its thread did not end and is abandoned."""
+    def sleep(self) -> None:
+        """Send no beacon, read nothing and answer nothing until `wake`, as a process that is not run any more."""
+        self._beacon.silence(self.identity, True)
+        self._settings.awake.clear()
+
+    def wake(self) -> None:
+        """Go on with what has come meanwhile."""
+        self._settings.awake.set()
+        self._beacon.silence(self.identity, False)
+
+    def stop(self, *, goodbye: bool = True) -> bool:
+        """Say goodbye, or vanish, and end the node within a few seconds. False: its thread did not end and is left."""
+        self._settings.goodbye = goodbye
+        self._settings.awake.set()
         try:
             self._node.stop()
         except zmq.ZMQError as error:
             _log.error("the ZRE node does not answer and is abandoned: %s", error)
         self._node.actor.thread.join(REPLY_TIMEOUT_MS / 1000)
         self._node.inbox.close(linger=0)
-        return not self.alive
-
-
-def _check_bindable(address: ZreAddress) -> None:
-    """pyre only logs a beacon that cannot be bound, so find out before."""
-    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
-        probe.bind((str(address.broadcast), address.beacon_port))
-    with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as probe:
-        probe.bind((str(address.address), 0))
+        ended = not self._node.actor.thread.is_alive()
+        if not self._shares_beacon:
+            self._beacon.close()
+        return ended

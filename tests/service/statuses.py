@@ -51,6 +51,18 @@ def device(name: str, **changes: Any) -> dict[str, Any]:
     } | changes
 
 
+def marker(stream: str, **changes: Any) -> dict[str, Any]:
+    return {
+        "stream": stream,
+        "does": "events",
+        "connected": True,
+        "taken": 12,
+        "done": 24,
+        "refused": {},
+        "dropped": 0,
+    } | changes
+
+
 def status(*devices: dict[str, Any], **changes: Any) -> dict[str, Any]:
     return {
         "version": "1.2.3",
@@ -59,6 +71,7 @@ def status(*devices: dict[str, Any], **changes: Any) -> dict[str, Any]:
         "sources": [{"name": "ndsi", "type": "ndsi", "peers": [], "counts": {}}],
         "sinks": ["lsl", "ros2"],
         "problems": [],
+        "markers": [],
         "loop": {"lag_s": 0.002, "worst_lag_s": 0.03},
         "process": {"rss_bytes": 90_000_000, "open_files": 40, "threads": 9, "cpu_s": 12.5},
         "config": {

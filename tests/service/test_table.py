@@ -15,7 +15,7 @@ from rich.console import Console
 from bridge.errors import BridgeError
 from bridge.service import table
 from bridge.service.table import MAX_NOTES, printable, status_table, watch
-from tests.service.statuses import clock, device, status, stream
+from tests.service.statuses import clock, device, marker, status, stream
 
 HOSTILE = "[red]a[/]\x1b[2J\x07\r\n\u202eb\u200b"
 
@@ -116,9 +116,19 @@ def test_problems_come_before_the_table_whole_and_with_a_limit() -> None:
     assert shown[head - 2] == f"! problem {MAX_NOTES - 2}"
 
 
+def test_marker_streams_have_a_line_each_before_the_table() -> None:
+    lost = marker("triggers", does="commands", connected=False, refused={"time": 2, "core": 1}, dropped=5)
+    shown = lines(status(device("core"), markers=[marker("PsychoPy"), lost]), width=100)
+    assert shown[1:3] == [
+        "LSL markers PsychoPy (events): 12 taken, 24 done",
+        "LSL markers triggers (commands): not there, 12 taken, 24 done, 3 refused, 5 dropped",
+    ]
+    assert shown[3].startswith("device, stream")
+
+
 def test_a_status_of_an_older_daemon_can_be_shown() -> None:
     tree = status(device("phone"))
-    for new in ("problems", "loop", "process", "config", "sink_status"):
+    for new in ("problems", "markers", "loop", "process", "config", "sink_status"):
         del tree[new]
     del tree["devices"][0]["recording"]
     assert row(tree, "phone")[1] == "locked"
@@ -139,12 +149,13 @@ def test_names_are_text_and_nothing_else() -> None:
     tree = status(
         device(HOSTILE, streams=[stream(HOSTILE, dropped={HOSTILE: 1})], malformed={HOSTILE: 2}, recording=True),
         problems=[HOSTILE],
+        markers=[marker(HOSTILE)],
         version=HOSTILE,
         sink_status=[{"name": HOSTILE}],
     )
     text = drawn(tree, width=200)
     assert set(re.sub(r"[^\x00-\x1f\x7f-\x9f\u200b-\u202e]", "", text)) == {"\n"}
-    assert text.count("[red]a[/]\ufffd[2J\ufffd\ufffd\ufffd\ufffdb\ufffd") == 10
+    assert text.count("[red]a[/]\ufffd[2J\ufffd\ufffd\ufffd\ufffdb\ufffd") == 11
     assert "\x1b[2J" not in drawn(tree, colour=True)
 
 

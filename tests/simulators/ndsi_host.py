@@ -41,20 +41,41 @@ class Simulator:
     process: subprocess.Popen[bytes]
     ready: dict[str, Any]
 
+    def command(self, line: str) -> dict[str, Any]:
+        """Its answer to a command; it must have been started with ``--control -``."""
+        assert self.process.stdin is not None
+        self.process.stdin.write(line.encode() + b"\n")
+        self.process.stdin.flush()
+        return json.loads(_line(self.process, f"no answer to {line!r}"))
+
+    def done(self, line: str) -> dict[str, Any]:
+        """What the only device is like after a command that must succeed."""
+        answer = self.command(line)
+        assert answer["ok"], answer
+        (device,) = answer["devices"]
+        return device
+
+
+def _line(process: subprocess.Popen[bytes], otherwise: str) -> bytes:
+    assert process.stdout is not None
+    readable, _, _ = select.select([process.stdout], [], [], DEADLINE_S)
+    assert readable, otherwise
+    return process.stdout.readline()
+
 
 @contextmanager
 def simulator(*arguments: object) -> Iterator[Simulator]:
     """`python -m bridge.simulators.companion` with these arguments, killed at the end if it still runs."""
     command = [sys.executable, "-m", "bridge.simulators.companion", *map(str, arguments)]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE)
+    process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+    assert process.stdin is not None
     assert process.stdout is not None
     try:
-        readable, _, _ = select.select([process.stdout], [], [], DEADLINE_S)
-        assert readable, "the simulator did not become ready"
-        yield Simulator(process, json.loads(process.stdout.readline()))
+        yield Simulator(process, json.loads(_line(process, "the simulator did not become ready")))
     finally:
         process.kill()
         process.wait()
+        process.stdin.close()
         process.stdout.close()
 
 
@@ -121,6 +142,7 @@ class Host:
         self.peer.start(GROUP)
         self.messages: list[tuple[uuid.UUID, dict[str, Any]]] = []
         self.kinds: list[tuple[str, uuid.UUID]] = []
+        self.names: dict[uuid.UUID, str] = {}
         self.sensors: list[Sensor] = []
 
     def close(self) -> None:
@@ -147,6 +169,7 @@ class Host:
             sensor.notifications.extend(json.loads(payload) for (payload,) in _drain(sensor.notify, sensor.key))
         while (event := self.peer.receive()) is not None:
             self.kinds.append((event.kind, event.peer))
+            self.names[event.peer] = event.name
             if event.content:
                 self.messages.append((event.peer, json.loads(event.content)))
 
@@ -164,6 +187,23 @@ class Host:
     def attaches(self, device: uuid.UUID) -> dict[str, dict[str, Any]]:
         """The attaches of a device so far, by sensor type."""
         return {m["sensor_type"]: m for peer, m in self.messages if peer == device and m["subject"] == "attach"}
+
+    def attached(self, device: dict[str, Any]) -> dict[str, dict[str, Any]]:
+        """Wait for the attaches of all sensors in ``device["sensor_uuids"]``; the newest ones, by stream."""
+        peer = uuid.UUID(device["zre_uuid"])
+
+        def found() -> dict[str, dict[str, Any]]:
+            said = [m for sender, m in self.messages if sender == peer and m["subject"] == "attach"]
+            newest = {m["sensor_uuid"]: m for m in said}
+            return {stream: newest[key] for stream, key in device["sensor_uuids"].items() if key in newest}
+
+        self.until(lambda: len(found()) == len(device["sensor_uuids"]), "all attaches")
+        return found()
+
+    def detached(self, device: dict[str, Any]) -> set[str]:
+        """UUIDs of the sensors that a device has said to be gone."""
+        peer = uuid.UUID(device["zre_uuid"])
+        return {m["sensor_uuid"] for sender, m in self.messages if sender == peer and m["subject"] == "detach"}
 
     def wait_attached(self, ready: dict[str, Any]) -> dict[str, dict[str, Any]]:
         device = uuid.UUID(ready["zre_uuid"])

@@ -176,6 +176,8 @@ def test_loss_hits_about_the_asked_fraction_and_the_truth_tells_which(
         gaze = lab.open(lab.wait_attached(device.ready)["gaze"])
         lab.stream(gaze)
         lab.until(lambda: len(gaze.received) >= 800, "800 samples")
+        last_ns = gaze.received[-1].gaze[0]
+        lab.until(lambda: read_truth(truth, "gaze")[-1]["device_ns"] >= last_ns, "the truth of the last one")
     lines = [line for line in read_truth(truth, "gaze") if line["device_ns"] <= gaze.received[-1].gaze[0]]
     assert [d.gaze[0] for d in gaze.received] == [line["device_ns"] for line in lines if line["sent"]]
     assert 0.12 < sum(not line["sent"] for line in lines) / len(lines) < 0.28  # 5 sigma of 1000 dice

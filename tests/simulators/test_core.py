@@ -288,10 +288,13 @@ def test_recording_and_calibration_are_commands_whose_effects_are_on_the_backbon
     assert stopped["rec_path"] == started["rec_path"]
     assert effects(b"R", 2)[1]["rec_path"] != started["rec_path"]
     assert [effect["subject"] for effect in effects(b"C", 2)] == ["calibration.should_start", "calibration.started"]
-    assert [effect["subject"] for effect in effects(b"c", 3)] == [
+    assert [effect["subject"] for effect in effects(b"c", 6)] == [
         "calibration.should_stop",
         "calibration.stopped",
+        "start_plugin",
+        "calibration.setup.v2",
         "calibration.successful",
+        "calibration.result.v2",
     ]
     # Nothing runs now, so a second stop has no effect but itself.
     assert [effect["subject"] for effect in effects(b"c", 1)] == ["calibration.should_stop"]
@@ -559,7 +562,11 @@ def test_lost_datums_are_in_the_truth_and_nowhere_else(start: Callable[..., Core
     core = start("--loss", "0.3", "--seed", "4")
     messages = collect(core.subscriber(b""), 3.0)
     truth = core.truth()
-    assert 0.2 < sum(not line["sent"] for line in truth) / len(truth) < 0.4
+    kept = [line for line in truth if line["stream"] not in core.ready["streams"] and "frame." not in line["stream"]]
+    assert {"fixations", "surfaces.Surface 1"} <= {line["stream"] for line in kept}
+    assert all(line["sent"] for line in kept)
+    lossy = [line["sent"] for line in truth if line["stream"] in core.ready["streams"]]
+    assert 0.2 < lossy.count(False) / len(lossy) < 0.4
     for stream in core.ready["streams"]:
         stamps = [round(message.payload["timestamp"] * 1e9) for message in datums(messages, stream)]
         sent = [line["device_ns"] for line in truth if line["stream"] == stream and line["sent"]]
