@@ -198,14 +198,16 @@ class StreamInput:
             return
         # Nothing that was received can have happened later than that.
         host_ns = min(mapped.host_ns, sample.received_ns)
-        delay_ns = sample.received_ns - host_ns
-        usual_ns = self._usual_delay_ns
-        self._usual_delay_ns = delay_ns if usual_ns is None else usual_ns + USUAL_DELAY_SHARE * (delay_ns - usual_ns)
         self._count(sample.device_ns, mapped.epoch)
         if self.descriptor.reorder_window_ns:
             self._put_in_order(host_ns, sample, mapped)
-        else:
-            self._emit(host_ns, sample, mapped)
+        elif self._emit(host_ns, sample, mapped):
+            self._note_delay(sample.received_ns - host_ns)
+
+    def _note_delay(self, delay_ns: int) -> None:
+        """Of samples that leave: what a clock that was set makes of others is no delay."""
+        usual_ns = self._usual_delay_ns
+        self._usual_delay_ns = delay_ns if usual_ns is None else usual_ns + USUAL_DELAY_SHARE * (delay_ns - usual_ns)
 
     def _count(self, device_ns: int, epoch: int) -> None:
         newest = self._newest_device_ns
@@ -226,6 +228,7 @@ class StreamInput:
             else:
                 self.dropped["late"] += 1
             return
+        self._note_delay(sample.received_ns - host_ns)
         self._reordered += 1  # keeps equal stamps as they came
         heapq.heappush(self._reorder, (host_ns, self._reordered, sample, mapped))
         self._newest_host_ns = max(self._newest_host_ns, host_ns)
@@ -238,7 +241,8 @@ class StreamInput:
         self._released_host_ns = host_ns
         self._emit(host_ns, sample, mapped)
 
-    def _emit(self, host_ns: int, sample: Sample, mapped: Mapped) -> None:
+    def _emit(self, host_ns: int, sample: Sample, mapped: Mapped) -> bool:
+        """Whether it has left."""
         host_ns -= self.descriptor.latency_ns
         if host_ns < self._last_host_ns and self.descriptor.in_order:
             # A new epoch's mapping may overlap the old one's by their bounds; more is a device that went backwards.
@@ -246,11 +250,12 @@ class StreamInput:
                 self.dropped["backwards"] += 1
                 if self._track is not None:
                     self._clock.request_burst()
-                return
+                return False
             host_ns = self._last_host_ns
         self._last_host_ns = host_ns
         for push in self._pushes:
             push(sample, mapped, host_ns)
+        return True
 
     # --- called by the device ------------------------------------------------------------------------------------
 

@@ -87,7 +87,9 @@ class PupilCoreDeviceSource:
         self._control: PupilCoreControl
         self._version: str | None = None
         self._time_sync: TimeSync | None = None
+        self._told_time_sync = False
         self._echoed = 0  # bursts since Pupil Remote was asked
+        self._ended = False  # so Capture says; anybody can
         self._clock_set = asyncio.Event()  # Capture's log says so, and no round trip has been made since
 
     def open(self, pipeline: Pipeline) -> None:
@@ -138,7 +140,7 @@ class PupilCoreDeviceSource:
                 ports = await self._ports(remote)
                 self._version = notes.printable((await remote.ask(b"v"))[0][:40].decode("utf-8", "replace"))
                 self._subscribe(open_, context, f"tcp://{host}:{ports[0]}")
-                told = "%s: Pupil Capture %s at %s"
+                told = "%s: Pupil Capture or Service %s at %s"
                 log.info(told, config.name, self._version, config.address, extra={"DEVICE": config.name})
                 open_.callback(self._device.detached)
                 self._device.attached()
@@ -146,10 +148,9 @@ class PupilCoreDeviceSource:
                 self._control.attach(remote)
                 open_.callback(self._data.release)
                 self._clock_set.clear()
+                self._ended = False
                 if config.time_sync:
-                    address = None if config.interface is None else str(config.interface)
-                    self._time_sync = TimeSync(loop, address, config.beacon_port)
-                    open_.callback(self._time_sync.close)
+                    self._open_time_sync(open_)
                 await self._keep_time(remote, ports, host)
         except zmq.ZMQError as error:  # no file descriptors left
             raise DeviceUnavailable(f"no connection to Pupil Capture at {config.address}: {error}") from error
@@ -160,8 +161,8 @@ class PupilCoreDeviceSource:
     def _subscribe(self, open_: contextlib.ExitStack, context: zmq.Context[Any], backbone: str) -> None:
         """Opens the sockets of the backbone, to be closed with ``open_``. Raises zmq.ZMQError."""
         loop = asyncio.get_running_loop()
-        topics = [topic for topic in notes.TOPICS if topic != notes.LOGGED.encode()] + self._data.note_topics
-        topics = list(dict.fromkeys(topics))
+        topics = [topic for topic in notes.TOPICS if topic != notes.LOGGED.encode()]
+        topics = list(dict.fromkeys([*topics, *notes.ENDED, *self._data.note_topics]))
         said = subscriber(context, backbone, topics, NOTES_HIGH_WATER_MARK, NOTES_MAX_BYTES)
         open_.callback(Subscription(loop, said, backbone, self._on_note).close)
         if topics := self._data.datum_topics:
@@ -169,7 +170,22 @@ class PupilCoreDeviceSource:
             open_.callback(Subscription(loop, data, backbone, self._data.on_datum).close)
         if self._cameras:
             self._video = PupilCoreVideo(context, backbone, self._config, self._device, self._cameras, self._counts)
+            self._video.by_plugin = remote_wire.has_frame_plugin(self._version or "")
             open_.callback(self._video.close)
+
+    def _open_time_sync(self, open_: contextlib.ExitStack) -> None:
+        """Pupil Remote does as well: without Time Sync the device is there."""
+        config = self._config
+        address = None if config.interface is None else str(config.interface)
+        try:
+            self._time_sync = TimeSync(asyncio.get_running_loop(), address, config.beacon_port)
+        except DeviceUnavailable as error:
+            if not self._told_time_sync:
+                self._told_time_sync = True
+                text = "%s: no Pupil Time Sync, the clock is asked through Pupil Remote alone: %s"
+                log.warning(text, config.name, error, extra={"DEVICE": config.name})
+        else:
+            open_.callback(self._time_sync.close)
 
     async def _ports(self, remote: PupilRemote) -> tuple[int, int]:
         """Subscribe and publish port: new ones at each start of Capture."""
@@ -190,7 +206,10 @@ class PupilCoreDeviceSource:
             elif topic.startswith(ANNOTATION):
                 self._data.on_annotation(frames)
             else:
-                if topic in notes.TOPICS:
+                if topic in notes.ENDED:
+                    self._ended = True
+                    self._clock_set.set()
+                elif topic in notes.TOPICS:
                     self._control.on_note(notes.decode_note(frames))
                 elif not self._data.takes_notification(topic):
                     raise UnknownTopic(f"{topic[:64]!r} only begins like what was subscribed to")
@@ -211,6 +230,7 @@ class PupilCoreDeviceSource:
             self._clock_set.set()
         if frames[0] in notes.TOPICS:
             self._control.on_note(notes.decode_note(frames))
+        self._control.on_log(line)
         self._data.on_log(line)
 
     def _data_are_gone(self) -> bool:
@@ -253,8 +273,11 @@ class PupilCoreDeviceSource:
                 if lost >= REQUESTS_LOST_UNTIL_GONE:
                     log.info("%s: Pupil Remote answers again", self._config.name, extra={"DEVICE": self._config.name})
                 lost = 0
+                self._ended = False
             except NoAnswer:
                 self._data.release()
+                if self._ended:
+                    raise
                 lost += 1
                 check_ports_at_ns = 0  # it may have been started again in between
                 if lost < REQUESTS_LOST_UNTIL_GONE:
@@ -268,11 +291,13 @@ class PupilCoreDeviceSource:
 
     async def _burst(self, remote: PupilRemote, host: str) -> list[RoundTrip]:
         """Some round trips in a row: after the first, nobody on the way has to wake up."""
-        offset_ns = self._device.clock.offset_ns
-        if self._time_sync is not None and offset_ns is not None and self._echoed < CONFIRM_BURSTS:
+        clock = self._device.clock
+        offset_ns, bound_ns = clock.offset_ns, clock.bound_ns
+        known = offset_ns is not None and bound_ns is not None and not clock.doubting
+        if self._time_sync is not None and known and self._echoed < CONFIRM_BURSTS:
             self._echoed += 1
             with contextlib.suppress(NoEcho):
-                return await self._time_sync.burst(host, offset_ns, BURST)
+                return await self._time_sync.burst(host, offset_ns or 0, bound_ns or 0, BURST)
         self._echoed = 0
         trips: list[RoundTrip] = []
         for _ in range(BURST):

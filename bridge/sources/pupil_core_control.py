@@ -38,6 +38,7 @@ class PupilCoreControl:
         self.remote: PupilRemote | None = None
         self._device = device
         self._lines = LineBudget()
+        self._complaint = ""  # in the log, since the last request
         self._waiting: list[tuple[Callable[[notes.Note], bool], asyncio.Future[notes.Note]]] = []
         device.actions |= {
             "record": self.record,
@@ -68,25 +69,35 @@ class PupilCoreControl:
                 if note.subject == notes.LOGGED:
                     return  # one line for each annotation
 
+    def on_log(self, line: notes.LogLine) -> None:
+        """Takes a line of Capture's log: there it says why it does not do what it was asked for."""
+        if line.level in ("warning", "error", "critical") or "already" in line.text:
+            self._complaint = notes.printable(line.text)
+
+    def _why(self, guess: str) -> str:
+        """Why nothing has come of the last request."""
+        return f"its log says {self._complaint!r}" if self._complaint else guess
+
     async def record(self, given: Record) -> str:
         """Starts or stops the recording. Raises Refused when Capture does not say that it did."""
         if given.action == "start":
             note = await self._effect(wire.start_recording(given.session), _is(notes.RECORDING_STARTED), RECORDING_S)
             if note is None:
                 already = "it records already" if self._device.recording else "it may be recording already"
-                raise Refused(f"Capture has not begun to record within {RECORDING_S:g} s: {already}")
+                raise Refused(f"Capture has not begun to record within {RECORDING_S:g} s: {self._why(already)}")
             return f"records to {note.text}" if note.text else "records"
         note = await self._effect((b"r",), _is(notes.RECORDING_STOPPED), RECORDING_S)
         if note is None:
             still = "it says that it still records" if self._device.recording else "it may not have been recording"
-            raise Refused(f"Capture has not ended a recording within {RECORDING_S:g} s: {still}")
+            raise Refused(f"Capture has not ended a recording within {RECORDING_S:g} s: {self._why(still)}")
         return f"has recorded to {note.text}" if note.text else "has stopped recording"
 
     async def calibrate(self, given: Calibrate) -> str:
         """Starts or stops the calibration. Raises Refused with Capture's reason when it has failed."""
         if given.action == "start":
             if await self._effect((b"C",), _is(notes.CALIBRATION_STARTED), CALIBRATION_S) is None:
-                raise Refused(f"Capture has not begun to calibrate within {CALIBRATION_S:g} s: is it doing so already?")
+                why = self._why("is it doing so already?")
+                raise Refused(f"Capture has not begun to calibrate within {CALIBRATION_S:g} s: {why}")
             return "calibrates"
         stopped = False
 
@@ -97,9 +108,8 @@ class PupilCoreControl:
 
         note = await self._effect((b"c",), result, RESULT_S)
         if note is None and not stopped:
-            raise Refused(
-                f"Capture has not ended a calibration within {RESULT_S:g} s: it may not have been calibrating"
-            )
+            why = self._why("it may not have been calibrating")
+            raise Refused(f"Capture has not ended a calibration within {RESULT_S:g} s: {why}")
         if note is None:
             return f"has stopped calibrating, and not said within {RESULT_S:g} s what has come of it"
         if note.subject == notes.CALIBRATION_FAILED:
@@ -139,6 +149,7 @@ class PupilCoreControl:
         """Asks for something and waits for what Capture says of it; None when it says nothing."""
         answer: asyncio.Future[notes.Note] = asyncio.get_running_loop().create_future()
         entry = (wanted, answer)
+        self._complaint = ""
         self._waiting.append(entry)
         try:
             await self._send(request)

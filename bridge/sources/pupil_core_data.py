@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 import re
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Callable
 from typing import Any
 
@@ -30,6 +30,7 @@ from bridge.wire import pupil_core_surfaces as surfaces
 log = logging.getLogger(__name__)
 
 MAX_SURFACES = 32
+ANNOTATIONS_KNOWN = 100
 HELD_MAX_DATUMS = 5_000
 HELD_MAX_NS = 1_000_000_000  # a clock is measured in milliseconds; anybody can write the log's lines
 DATUM_TOPICS = {
@@ -54,6 +55,7 @@ class PupilCoreData:
         self._lines = LineBudget()
         self._held: list[tuple[list[bytes], int]] | None = None
         self._held_ns = 0
+        self._annotated: deque[tuple[str, int]] = deque(maxlen=ANNOTATIONS_KNOWN)
         self._surfaces: dict[str, _Surface] = {}
         self._slugs: set[str] = set()
         descriptor, chosen, live = device.descriptor, config.topics, config.live
@@ -222,7 +224,12 @@ class PupilCoreData:
     def on_annotation(self, frames: list[bytes]) -> None:
         """Raises MalformedMessage."""
         annotation = notes.decode_annotation(frames)
-        if self._annotations is not None:
+        # One that Capture has not taken is sent again, by the bridge and by others.
+        known = annotation.label, annotation.timestamp_ns
+        if known in self._annotated:
+            self._counts["annotations_repeated"] += 1
+        elif self._annotations is not None:
+            self._annotated.append(known)
             text = annotation.label if self._config.annotations == "label" else annotation.json
             self._annotations.sample(annotation.timestamp_ns, monotonic_ns(), text)
 

@@ -27,11 +27,11 @@ log = logging.getLogger(__name__)
 GROUP = "default-time_sync-v1"
 REPLY_TIMEOUT_S = 0.5
 MAX_CLOCKS = 32
-AGREES_NS = 50_000_000  # with what Pupil Remote says, or it is another Capture's
+AGREES_NS = 200_000  # beyond both bounds: with what Pupil Remote says, or it is another Capture's
 
 
 class NoEcho(Exception):
-    """No clock of the group answers as this Capture does."""
+    """There is no clock of the group, or not one alone, that answers as this Capture does."""
 
 
 class TimeSync:
@@ -76,28 +76,30 @@ class TimeSync:
         own = host.startswith("127.")
         return [clock for clock in known if clock[0] == host or (own and clock[0] == self._node.interface.address)]
 
-    async def burst(self, host: str, offset_ns: int, number: int) -> list[RoundTrip]:
-        """So many round trips in a row to the clock at ``host`` that agrees with ``offset_ns`` (device time to host
-        time), as it was just measured otherwise. Raises NoEcho."""
+    async def burst(self, host: str, offset_ns: int, bound_ns: int, number: int) -> list[RoundTrip]:
+        """So many round trips in a row to the clock at ``host``, if it agrees with ``offset_ns`` (device time to host
+        time), as it is known otherwise within ``bound_ns``.
+
+        Raises NoEcho, also where there are several: Captures that follow each other are milliseconds apart at times,
+        and nothing in what they announce tells which is which.
+        """
         known = self.clocks(host)
-        if self.asked is not None:
-            if self.asked not in known:
-                self._disconnect()
-            else:
-                known.sort(key=lambda clock: clock != self.asked)
-        for clock in known:
-            try:
-                trips = await self._ask(clock, number)
-            except (OSError, TimeoutError, MalformedMessage) as error:
-                log.debug("the clock at %s:%d does not answer: %s", *clock, error)
-                self._disconnect()
-                continue
-            fastest = min(trips, key=lambda trip: trip.rtt_ns)
-            apart_ns = (fastest.lowest_offset_ns + fastest.highest_offset_ns) // 2 - offset_ns
-            if abs(apart_ns) < AGREES_NS:
-                return trips
+        if self.asked is not None and self.asked not in known:
             self._disconnect()
-        raise NoEcho
+        if len(known) != 1:
+            raise NoEcho
+        (clock,) = known
+        try:
+            trips = await self._ask(clock, number)
+        except (OSError, TimeoutError, MalformedMessage) as error:
+            log.debug("the clock at %s:%d does not answer: %s", *clock, error)
+            self._disconnect()
+            raise NoEcho from error
+        fastest = min(trips, key=lambda trip: trip.rtt_ns)
+        apart_ns = (fastest.lowest_offset_ns + fastest.highest_offset_ns) // 2 - offset_ns
+        if abs(apart_ns) > bound_ns + fastest.rtt_ns + AGREES_NS:
+            raise NoEcho
+        return trips
 
     async def _ask(self, clock: tuple[str, int], number: int) -> list[RoundTrip]:
         async with asyncio.timeout(REPLY_TIMEOUT_S):

@@ -43,6 +43,9 @@ ANNOTATION = "annotation"  # Capture takes every topic that begins with it
 NOTIFY_START = b"notify."
 LOG_START = b"logging."
 
+# Capture or Service is about to end, or has crashed.
+ENDED = (b"notify.world_process.stopped", b"notify.service_process.stopped")
+
 # How the lines of Capture's log begin that say that Pupil time is another one now.
 CLOCK_SET = (
     "Request: 'T",  # Pupil Remote, debug

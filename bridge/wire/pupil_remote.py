@@ -48,6 +48,12 @@ def parse_port(reply: bytes) -> int:
     return int(reply)
 
 
+def has_frame_plugin(version: str) -> bool:
+    """Whether frames need a plugin, by the reply to ``v``. Where there is none, asking for it is an error there."""
+    match = re.match(r"([0-9]{1,4})\.([0-9]{1,4})", version)
+    return match is not None and (int(match[1]), int(match[2])) < (2, 1)
+
+
 def start_recording(session: str | None) -> Request:
     """Raises Refused for a session name that Capture would make folders of elsewhere, or none at all."""
     if session is None:

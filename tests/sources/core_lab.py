@@ -24,6 +24,7 @@ PUPIL_TIME_OFFSET_S = -1000.0
 ALLOWED_REQUESTS = {b"SUB_PORT", b"PUB_PORT", b"v", b"t"}
 SAID = {b"logging.", *(b"notify.recording." + event for event in (b"started", b"stopped"))}
 SAID |= {b"notify.calibration." + event for event in (b"started", b"stopped", b"successful", b"failed")}
+SAID |= {b"notify.world_process.stopped", b"notify.service_process.stopped"}
 encode = msgspec.msgpack.encode
 
 

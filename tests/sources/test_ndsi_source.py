@@ -62,8 +62,8 @@ class ClosingSink(RecordingSink):
 class Lab:
     """A running source, its pipeline, and the phones that a test makes."""
 
-    def __init__(self, tmp_path: Path, *devices: dict[str, Any]) -> None:
-        self.beacon_port = free_udp_port()
+    def __init__(self, tmp_path: Path, *devices: dict[str, Any], beacon_port: int | None = None) -> None:
+        self.beacon_port = beacon_port or free_udp_port()
         self.sink = ClosingSink()
         clock = ClockConfig(ping_interval_s=0.1)
         self.pipeline = Pipeline([self.sink], clock_settings=ClockSettings(ping_interval_ns=clock.ping_interval_ns))

@@ -113,6 +113,14 @@ async def test_a_session_name_that_is_none_is_never_sent(lab: Lab, session: str)
     assert not any(frames[0].startswith(b"R") for frames in lab.capture.requests)
 
 
+async def test_what_capture_s_log_says_is_the_reason_of_a_refusal(lab: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pupil_core_control, "CALIBRATION_S", 0.3)
+    line = {"name": "world", "msg": "Calibration already running.", "levelname": "WARNING", "args": []}
+    lab.capture.says = lambda request: [[b"logging.warning", encode(line)]] if request == [b"C"] else []
+    with pytest.raises(Refused, match=r"within 0.3 s: its log says 'Calibration already running\.'"):
+        await lab.device.actions["calibrate"](Calibrate("start"))
+
+
 # --- calibration -----------------------------------------------------------------------------------------------------
 
 

@@ -208,6 +208,16 @@ async def test_annotations_are_events_at_their_own_time(kind: str, read: Callabl
         assert abs(lab.out("annotations").samples[0].device_ns - at_s * 1e9) < 1000
 
 
+async def test_an_annotation_that_is_sent_again_is_one() -> None:
+    async with capture("annotation") as lab:
+        at_s = pupil_time()
+        for _ in range(3):
+            lab.capture.publish([b"annotation", encode({"label": "go", "timestamp": at_s, "duration": 0.0})])
+        lab.capture.publish([b"annotation", encode({"label": "go", "timestamp": at_s + 0.001, "duration": 0.0})])
+        assert await soon(lab, "annotations", 2) == ["go", "go"]
+        assert lab.counts["annotations_repeated"] == 2
+
+
 async def test_notifications_have_capture_s_time_or_say_that_they_have_not() -> None:
     async with capture("notify", notifications=["calibration"]) as lab:
         at_s = pupil_time() - 1.0

@@ -351,6 +351,20 @@ async def test_garbage_on_the_backbone_is_counted_and_all_good_datums_arrive(lab
     assert all(stream.all_drops() == {} for stream in lab.device.streams.values())
 
 
+async def test_a_capture_that_says_that_it_ends_is_asked_at_once_and_believed_if_it_is_silent(lab: Lab) -> None:
+    await lab.serves()
+    lab.capture.publish([b"notify.world_process.stopped", encode({"subject": "world_process.stopped"})])
+    await lab.serves()
+    assert lab.device.connected, "anybody can say so"
+    lab.capture.answer = lambda _: []
+    began_s = time.monotonic()
+    lab.capture.publish([b"notify.world_process.stopped", encode({"subject": "world_process.stopped"})])
+    await until(lambda: not lab.device.connected, "it is gone")
+    assert time.monotonic() - began_s < 2.0
+    lab.capture.answer = lab.capture.properly
+    await lab.serves()
+
+
 async def test_topics_that_only_begin_alike_are_not_received(lab: Lab) -> None:
     await lab.serves()
     alike = b"gaze", b"gazette", b"pupils", b"frame.world", b"notify.calibration.setup.v2", b"loggings", b""

@@ -183,10 +183,25 @@ async def test_a_capture_that_sends_another_format_is_asked_once_for_the_wanted_
         await lab.end()
 
 
+async def test_a_capture_without_that_plugin_is_not_asked_for_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It would write an error into its log."""
+    monkeypatch.setattr(pupil_core_video, "PLUGIN_PATIENCE_S", 0.05)
+    lab = small(topics=["frame.world"])
+    try:
+        await until(lambda: lab.device.clock.locked, "the clock is locked")
+        requests = len(lab.capture.requests)
+        await until(lambda: len(lab.capture.requests) > requests + 40, "more requests")
+        assert asked(lab, START_PLUGIN) == []
+    finally:
+        await lab.end()
+
+
 async def test_an_old_capture_that_sends_nothing_has_its_plugin_started(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(pupil_core_video, "PLUGIN_PATIENCE_S", 0.1)
     lab = small(topics=["frame.world"])
     lab.capture.says = lambda request: [picture(0)] if request[0] == START_PLUGIN else []
+    properly = lab.capture.answer
+    lab.capture.answer = lambda request: [[b"2.0.182"]] if request == b"v" else properly(request)
     try:
         await until(lambda: lab.device.streams["scene"].samples_in, "a picture")
         assert [fields["name"] for fields in asked(lab, START_PLUGIN)] == ["Frame_Publisher"]
