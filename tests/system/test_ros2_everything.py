@@ -42,6 +42,7 @@ ACCURACY_NS = 500_000
 GRAVITY = 9.80665
 NOT_HERE = {"{camera}/video"}  # the simulated cameras send JPEG; tests/sinks has H.264
 CORE_PX = (1280, 720)
+SURFACE = "surface_1"  # on the tape it is Surface 1
 CONFIG = """
 [[source]]
 type = "ndsi"
@@ -55,7 +56,8 @@ gaze.expected_rate_hz = 120
 type = "pupil_core"
 address = "{core_address}"
 name = "core"
-topics = ["gaze", "pupil", "frame.world", "frame.eye.0"]
+topics = ["gaze", "pupil", "fixations", "blinks", "surfaces", "annotation", "notify", "frame.world", "frame.eye.0"]
+live = true
 [[sink]]
 type = "lsl"
 [[sink]]
@@ -136,6 +138,9 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
         config = CONFIG.format(beacon_port=beacon_port, core_address=at["address"])
         with bridge(tmp_path, config, {"ROS_PYTHON_CHECK_FIELDS": "1"}) as daemon:
             daemon.wait_locked("companion", "core")
+            for action in ("start", "stop"):  # which Core notifies
+                daemon.ask("record", device="core", action=action)
+            daemon.ask("annotate", device="core", text="by hand")
             for topic, count in (("companion/gaze", 120), ("core/gaze", 100), ("companion/imu/data_raw", 200)):
                 wait_until(
                     lambda topic=topic, count=count: (
@@ -179,7 +184,7 @@ def names(device: str) -> dict[str, str]:
     for topic in TOPICS:
         cameras = {"companion": ("scene",), "core": ("scene", "eye0")}[device]
         for camera in cameras if "{camera}" in topic.name else ("",):
-            found[f"{device}/{topic.name.format(camera=camera)}"] = topic.type
+            found[f"{device}/{topic.name.format(camera=camera, surface=SURFACE)}"] = topic.type
     return found
 
 
@@ -193,7 +198,7 @@ def test_every_topic_of_the_table_is_heard_with_its_type(run: Run) -> None:
             for name in heard
             for device in ("companion", "core")
             for camera in ("scene", "eye0", "eye1")
-            if name in (topic.name, f"{device}/{topic.name.format(camera=camera)}")
+            if name in (topic.name, f"{device}/{topic.name.format(camera=camera, surface=SURFACE)}")
         }
         if topic.name == "clock_events":  # no clock is set here
             continue
@@ -208,11 +213,11 @@ def test_frames_are_those_of_the_device(run: Run, device: str) -> None:
     frames: dict[str, set[str]] = defaultdict(set)
     for topic in TOPICS:
         for camera in ("scene", "eye0"):
-            name = f"{device}/{topic.name.format(camera=camera)}"
+            name = f"{device}/{topic.name.format(camera=camera, surface=SURFACE)}"
             if topic.frame and name in run.heard and hasattr(run.of(name)[0], "header"):
                 frames[name] |= {message.header.frame_id for message in run.of(name)}
                 if topic.name != "pupil":
-                    assert frames[name] == {topic.frame.format(device=device, camera=camera)}, name
+                    assert frames[name] == {topic.frame.format(device=device, camera=camera, surface=SURFACE)}, name
     assert len(frames) >= 6
     if device == "core":
         eyes = {f"core_eye{eye}_camera_optical_frame" for eye in (0, 1)}
@@ -223,7 +228,8 @@ def test_frames_are_those_of_the_device(run: Run, device: str) -> None:
 
 def test_stamps_are_in_order_and_never_later_than_the_message(run: Run) -> None:
     for topic, rows in run.heard.items():
-        if not hasattr(rows[0].message, "header") or topic == "core/pupil":  # four streams, each in order
+        # Four streams, each in order; and what leaves as it comes.
+        if not hasattr(rows[0].message, "header") or topic in ("core/pupil", "core/notifications"):
             continue
         stamps = [row.stamp_ns for row in rows]
         assert all(one <= two for one, two in pairwise(stamps)), topic

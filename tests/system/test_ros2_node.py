@@ -23,7 +23,7 @@ from sensor_msgs.msg import TimeReference
 from std_srvs.srv import Trigger
 
 from tests.sinks.ros2.lab import Peer, is_there, quiet_lark
-from tests.system.harness import Bridge, Process, bridge, free_port, simulator, wait_until
+from tests.system.harness import Bridge, Process, bridge, free_port, simulator, truth, wait_until
 
 pytestmark = [pytest.mark.slow, quiet_lark]
 
@@ -67,7 +67,7 @@ def trackers(tmp_path: Path, *companion: str) -> Iterator[tuple[Process, str]]:
     port = free_port(socket.SOCK_DGRAM)
     with (
         simulator("companion", tmp_path, "--beacon-port", str(port), *companion) as (phone, _),
-        simulator("core", tmp_path, "--port", "0") as (_, ready),
+        simulator("core", tmp_path, "--port", "0", "--truth", str(tmp_path / "core.jsonl")) as (_, ready),
     ):
         yield phone, CONFIG.format(beacon_port=port, core_address=ready["address"])
 
@@ -257,6 +257,33 @@ def test_an_event_by_a_service_reaches_the_device(tmp_path: Path, peer: Peer) ->
         daemon.wait_locked("companion", "core")
         answer = peer.call(SendEvent, "/pupil_bridge/companion/send_event", text="from ROS")
         assert answer.success, answer.message
+
+
+def test_an_annotation_by_a_service_is_in_captures_recording_at_the_sender_s_moment(tmp_path: Path, peer: Peer) -> None:
+    if not is_there("pupil_msgs/Gaze"):
+        pytest.skip("pupil_msgs is not installed")
+    from builtin_interfaces.msg import Time
+
+    from pupil_msgs.srv import SendEvent
+
+    with trackers(tmp_path) as (_, config), bridge(tmp_path, f"{config}control = true\n") as daemon:
+        daemon.wait_locked("companion", "core")
+        assert peer.call(Trigger, "/pupil_bridge/core/start_recording").success
+        moments_ns = {}
+        for number in range(5):
+            at_ns = time.monotonic_ns() - number * 100_000_000
+            moments_ns[f"by ROS {number}"] = at_ns
+            sec, nanosec = divmod(at_ns + time.time_ns() - time.monotonic_ns(), 1_000_000_000)
+            stamp = Time(sec=sec, nanosec=nanosec)
+            answer = peer.call(SendEvent, "/pupil_bridge/core/send_event", text=f"by ROS {number}", stamp=stamp)
+            assert answer.success, answer.message
+        assert peer.call(Trigger, "/pupil_bridge/core/stop_recording").success
+    rows = {row["payload"]: row for row in truth(tmp_path / "core.jsonl", "annotation")}
+    assert rows.keys() == moments_ns.keys()
+    assert all(row["sent"] for row in rows.values()), "the recording has them"
+    worst_ns = max(abs(rows[text]["host_ns"] - at_ns) for text, at_ns in moments_ns.items())
+    print(f"\nannotations by ROS are wrong by {worst_ns / 1e6:.4f} ms at most")
+    assert worst_ns <= 1_000_000
 
 
 def test_without_leave_the_daemon_offers_no_services_of_devices(tmp_path: Path, peer: Peer) -> None:
