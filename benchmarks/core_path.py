@@ -9,8 +9,6 @@ of the whole process, its library threads included. Lost is what the simulator s
 that the LSL reader has, and that the reader has not.
 """
 
-from __future__ import annotations
-
 import argparse
 import json
 import os
@@ -69,7 +67,7 @@ def floor(backbone: str) -> None:
         gaze_normals_3d: Eyes
         base_data: tuple[Base, Base]
 
-    class Circle(msgspec.Struct):
+    class Circle(msgspec.Struct, frozen=True):
         center: tuple[float, float, float] = (0.0, 0.0, 0.0)
         normal: tuple[float, float, float] = (0.0, 0.0, 0.0)
 

@@ -230,29 +230,66 @@ def calibrate(action: str, device: str | None, socket_path: Path | None) -> None
     _carry_out(socket_path, "calibrate", {"action": action, "device": device})
 
 
+def _installed_config() -> Path | None:
+    """Where `install-service` puts it, for all or for this user, if it is there."""
+    from bridge.service import install
+
+    own = Path(os.environ.get("XDG_CONFIG_HOME") or Path.home() / ".config") / "pupil-bridge" / "bridge.toml"
+    with contextlib.suppress(OSError, RuntimeError):
+        return next((path for path in (install.SYSTEM_CONFIG, own) if path.is_file()), None)
+    return None
+
+
 @main.command()
 @click.option(
     "--interface", help="IPv4 address of the interface to listen on (default: the first that is not loopback)."
 )
 @click.option("--seconds", default=5.0, show_default=True, type=click.FloatRange(0.1), help="How long to listen.")
 @click.option(
-    "--core", "core_address", default="127.0.0.1:50020", show_default=True, help="Pupil Remote to ask as well."
+    "--config",
+    "config_path",
+    type=click.Path(path_type=Path, readable=False),
+    help="Judge by this configuration (default: the installed one, if there is one).",
+)
+@click.option(
+    "--beacon-port", type=click.IntRange(1, 65535), help="UDP port to listen at (default: as configured, 5670)."
+)
+@click.option(
+    "--core", "core_address", help="Pupil Remote to ask as well (default: those that are configured, 127.0.0.1:50020)."
 )
 @click.option("--json", "as_json", is_flag=True, help="As JSON.")
 @_errors_in_one_line
-def discover(interface: str | None, seconds: float, core_address: str, as_json: bool) -> None:
+def discover(
+    interface: str | None,
+    seconds: float,
+    config_path: Path | None,
+    beacon_port: int | None,
+    core_address: str | None,
+    as_json: bool,
+) -> None:
     """List the eye trackers that can be heard now.
 
-    Companion devices with their sensors, and one Pupil Capture. It uses none of them.
+    Companion devices with their sensors, and Pupil Capture; what the bridge would not use, and why. It uses none of
+    them.
     """
-    from bridge import process
+    from bridge import config, process
     from bridge.service import logs
     from bridge.sources import discovery
 
     logs.set_up("warning", "text")
+    tree = None if config_path is None else config.load(config_path)
+    whys = []
+    if tree is None and (config_path := _installed_config()) is not None:
+        try:
+            tree = config.load(config_path)
+        except ConfigError as error:
+            whys = [f"the installed configuration is not judged by: {str(error).splitlines()[0]}"]
+            config_path = None
 
     async def listen() -> None:
-        found = await discovery.discover(interface, core_address, seconds)
+        found = await discovery.discover(interface, core_address, seconds, tree, beacon_port)
+        found["config"] = None if config_path is None else str(config_path)
+        found["why"] += whys
         click.echo(json.dumps(found, indent=2) if as_json else discovery.as_text(found))
 
     process.run_loop(listen())

@@ -153,7 +153,10 @@ Layout = GazeLayout | PupilLayout | FixationLayout | BlinkLayout | SurfaceLayout
 
 
 class DeviceDescriptor(msgspec.Struct, frozen=True):
-    """One eye tracker. ``name`` is unique in the daemon and stable over restarts; everything is named after it."""
+    """One eye tracker. ``name`` is unique in the daemon and stable over restarts; everything is named after it.
+
+    ``session_id`` is that of its time-sync events in this run, "" where it has none.
+    """
 
     name: str
     kind: str
@@ -161,6 +164,7 @@ class DeviceDescriptor(msgspec.Struct, frozen=True):
     manufacturer: str = "Pupil Labs"
     model: str = ""
     transport: str = ""
+    session_id: str = ""
 
 
 class StreamDescriptor(msgspec.Struct, frozen=True):

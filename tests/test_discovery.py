@@ -270,7 +270,8 @@ async def test_peers_that_are_no_device_are_told_with_what_they_may_be(net: Net)
     others = {peer["name"]: peer for peer in found["others"]}
     assert set(found["other_peers"]) == set(others) == {"Capture", "Listener", "pupil-bridge@lab:1"}
     assert others["Capture"]["in_group"] is False
-    assert "not in the group pupil-mobile-v4" in others["Capture"]["why"]
+    assert (others["Capture"]["groups"], others["Listener"]["groups"]) == (["pupil-groups"], ["pupil-mobile-v4"])
+    assert "but in pupil-groups: Pupil Groups" in others["Capture"]["why"]
     assert others["Listener"]["in_group"] is True
     assert "announces no sensors" in others["Listener"]["why"]
     assert others["pupil-bridge@lab:1"]["why"].startswith("a pupil-bridge")

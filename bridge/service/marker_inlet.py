@@ -315,4 +315,4 @@ def _quiet() -> None:
     """Keeps liblsl from writing to the terminal, as the sink does: it may not be there."""
     from bridge.sinks import lsl
 
-    lsl._quiet()
+    lsl.quiet()

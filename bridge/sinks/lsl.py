@@ -85,7 +85,7 @@ class LslSink:
     name = "lsl"
 
     def __init__(self, max_buffered_s: int = 360) -> None:
-        _quiet()
+        quiet()
         self._max_buffered_s = max_buffered_s
         self._outputs: dict[str, list[LslOutput]] = {}  # by device, as the others
         self._sync: dict[str, pylsl.StreamOutlet] = {}
@@ -202,7 +202,7 @@ class LslSink:
         return True
 
 
-def _quiet() -> None:
+def quiet() -> None:
     """Keeps liblsl from writing what strangers ask it for, as they wrote it, to the terminal. Where somebody has
     configured liblsl, it is as they want it."""
     if "LSLAPICFG" not in os.environ and not any(os.path.exists(os.path.expanduser(name)) for name in API_CFG_FILES):
@@ -220,6 +220,8 @@ def _describe_device(info: pylsl.StreamInfo, device: DeviceDescriptor) -> None:
     acquisition.append_child_value("model", device.model)
     acquisition.append_child_value("device_id", device.name)
     acquisition.append_child_value("transport", device.transport)
+    if device.session_id:  # lsl-relay's alignment tool knows a recording by it
+        acquisition.append_child_value("session_id", device.session_id)
     acquisition.append_child_value("bridge", f"pupil-bridge {__version__}")
 
 

@@ -228,7 +228,7 @@ class NdsiDeviceSource:
                 # The app was killed and is back under a new identity; ZRE will notice the old one's end only later.
                 self._peer_gone(other.peer)
         device = self._declare(config)
-        session = self._sessions.setdefault(config.name, TimeSyncSession()) if config.time_sync_events else None
+        session = self._session(config)
         phone = Phone(self, peer, own_name, config, device)
         phone.plan_pings()  # as the intervals are now; whether it records is not known yet
         self._phones[peer] = phone
@@ -279,6 +279,7 @@ class NdsiDeviceSource:
 
     def _declare(self, config: NdsiDevice) -> Device:
         self._own_names.add(config.name)
+        session = self._session(config)
         device = self._pipeline.device(
             DeviceDescriptor(
                 name=config.name,
@@ -286,6 +287,7 @@ class NdsiDeviceSource:
                 lsl_prefix=config.lsl_prefix,
                 model="Companion device (NDSI v4)",
                 transport="NDSI v4",
+                session_id="" if session is None else session.id,
             ),
             config.path_asymmetry_ns,
         )
@@ -298,6 +300,9 @@ class NdsiDeviceSource:
             "annotate": lambda given: self._named(config.name).send_event(given),
         }
         return device
+
+    def _session(self, config: NdsiDevice) -> TimeSyncSession | None:
+        return self._sessions.setdefault(config.name, TimeSyncSession()) if config.time_sync_events else None
 
     def _named(self, name: str) -> Phone:
         """The phone that is this device now. Raises Refused."""

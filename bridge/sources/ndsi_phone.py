@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import math
+import random
 import uuid
 from collections.abc import Callable
 from functools import partial
@@ -33,6 +34,8 @@ log = logging.getLogger(__name__)
 
 UNKNOWN_WORN = (math.nan,)
 PING_POLL_S = 0.05
+# Hosts that ping one phone in step would do so for ever: each finds the other's echoes among its own.
+OUT_OF_STEP_S = 0.5
 SESSION_POLL_S = 0.25
 # Of the types that are used, of which a phone has four; cameras that are used come on top.
 MAX_SENSORS_PER_PEER = 6
@@ -258,6 +261,8 @@ class Phone:
             self._owed.after(exchange, clock.locked, monotonic_ns())
             if not trips:
                 self.device.malformed["echo_lost_or_doubtful"] += 1
+            if exchange.unanswered < 0:
+                await asyncio.sleep(random.uniform(0, OUT_OF_STEP_S))
             for trip in trips:
                 self.device.ping(trip)
 
@@ -293,10 +298,13 @@ class Phone:
         """Whether it has left in time."""
         self._events_sent += 1
         token = b"%s.%d" % (EVENT, self._events_sent)
-        left = self._events[token] = self._source.loop.create_future()
+        left: asyncio.Future[bool] = self._source.loop.create_future()
+        self._events[token] = left
         try:
             self._source.node.whisper_stamped(self.peer, payload, token)
-            return await asyncio.wait_for(left, ndsi_control.SENT_S)
+            # Until Python 3.12 wait_for() swallows a cancellation that comes with the result, as `close` makes them.
+            async with asyncio.timeout(ndsi_control.SENT_S):
+                return await left
         except TimeoutError:
             return False
         finally:

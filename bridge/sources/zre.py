@@ -49,6 +49,7 @@ MAX_PEERS = 64  # each costs two file descriptors or three
 MAX_STRANGERS = 16  # peers that sent a beacon but no HELLO yet
 STRANGER_PATIENCE_S = 10.0
 STRANGER_CHANCE_S = 1.0  # so long no other beacon takes a stranger's place
+MAX_GROUPS_TOLD = 8
 RENEW_AFTER_MESSAGES = 60_000  # before the 16-bit sequence number wraps, which implementations do differently
 STOP_PATIENCE_S = 2.0
 ENDPOINT = re.compile(r"tcp://([0-9.]{7,15}):([0-9]{1,5})")
@@ -68,7 +69,8 @@ COUNTS = (
 class ZreEvent(msgspec.Struct, frozen=True):
     """``type`` is ENTER, EXIT, JOIN, LEAVE (of the node's own group), WHISPER, SHOUT or SENT.
 
-    ENTER: ``content`` is where the peer lives, as tcp://address:port. SENT: a stamped whisper has left at ``sent_ns``.
+    ENTER: ``content`` is where the peer lives, as tcp://address:port, and up to eight of its groups. SENT: a stamped
+    whisper has left at ``sent_ns``.
     """
 
     type: str
@@ -334,7 +336,8 @@ class _Node:
         peer.refresh()
         if not peer.entered:
             peer.entered = True
-            self._tell("ENTER", peer, (peer.get_endpoint().encode(),))
+            groups = [group.encode() for group in message.groups[:MAX_GROUPS_TOLD]]
+            self._tell("ENTER", peer, (peer.get_endpoint().encode(), *groups))
             if self._group in message.groups:
                 self._tell("JOIN", peer, (self._group.encode(),))
 

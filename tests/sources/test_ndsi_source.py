@@ -62,10 +62,12 @@ class ClosingSink(RecordingSink):
 class Lab:
     """A running source, its pipeline, and the phones that a test makes."""
 
-    def __init__(self, tmp_path: Path, *devices: dict[str, Any], beacon_port: int | None = None) -> None:
+    def __init__(
+        self, tmp_path: Path, *devices: dict[str, Any], beacon_port: int | None = None, ping_s: float = 0.1
+    ) -> None:
         self.beacon_port = beacon_port or free_udp_port()
         self.sink = ClosingSink()
-        clock = ClockConfig(ping_interval_s=0.1)
+        clock = ClockConfig(ping_interval_s=ping_s)
         self.pipeline = Pipeline([self.sink], clock_settings=ClockSettings(ping_interval_ns=clock.ping_interval_ns))
         config = NdsiSource.model_validate(
             {

@@ -138,7 +138,7 @@ async def test_what_a_peer_does_becomes_events(node: Node, peer: RawPeer) -> Non
     assert {event.peer for event in node.events} == {peer.identity}
     assert {event.name for event in node.events} == {"Raw"}
     assert [(event.type, event.content) for event in node.events] == [
-        ("ENTER", (peer.endpoint.encode(),)),
+        ("ENTER", (peer.endpoint.encode(), GROUP.encode())),
         ("JOIN", (GROUP.encode(),)),
         ("WHISPER", (b"to you",)),
         ("SHOUT", (b"to all",)),
