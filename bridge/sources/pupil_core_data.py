@@ -9,8 +9,6 @@ from __future__ import annotations
 import logging
 import re
 from collections import Counter, deque
-from collections.abc import Callable
-from typing import Any
 
 from bridge.clock.host import monotonic_ns
 from bridge.config import PupilCoreSource
@@ -20,7 +18,6 @@ from bridge.service.quiet import LineBudget
 from bridge.sources import pupil_core_streams as streams
 from bridge.sources.pupil_core_movements import Blinks, Fixations, WholeBlink, WholeFixation
 from bridge.stream_input import StreamInput
-from bridge.streams import DeviceDescriptor
 from bridge.wire import pupil_core as wire
 from bridge.wire import pupil_core_channels as channels
 from bridge.wire import pupil_core_movements as movements
@@ -273,12 +270,9 @@ class _Surface:
     """The streams of one surface."""
 
     def __init__(self, device: Device, config: PupilCoreSource, name: str, slug: str) -> None:
-        descriptor: DeviceDescriptor = device.descriptor
-        self.gaze = device.stream(streams.surface_stream(descriptor, config, name, slug))
-        whole = device.stream(streams.surface_fixation_stream(descriptor, config, name, slug))
+        self.gaze = device.stream(streams.surface_stream(device.descriptor, config, name, slug))
+        self._whole = device.stream(streams.surface_fixation_stream(device.descriptor, config, name, slug))
+        self.merged = Fixations(self._on_fixation)
 
-        def on_fixation(found: Any) -> None:
-            whole.sample(found.timestamp_ns, found.received_ns, channels.surface_fixation_channels(found))
-
-        on_whole: Callable[[Any], None] = on_fixation
-        self.merged = Fixations(on_whole)
+    def _on_fixation(self, found: WholeFixation) -> None:
+        self._whole.sample(found.timestamp_ns, found.received_ns, channels.surface_fixation_channels(found))
