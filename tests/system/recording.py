@@ -113,19 +113,19 @@ def _comparison(recorded: Recorded, rows: list[dict[str, Any]]) -> Comparison:
 
 
 def missing(rows: list[dict[str, Any]], truth: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """The true samples between the first and the last of ``rows`` (of one device's life) that are not in it.
+    """The true samples between the first and the last of ``rows`` that are not in it.
 
     Between them in both orders: Capture's gaze is not sent in the order of its stamps, a recorder begins by the stamps,
     and a subscriber by what is sent.
     """
     found = {row["sequence"] for row in rows}
     lowest, highest = min(found), max(found)
-    first, last = min(row["device_ns"] for row in rows), max(row["device_ns"] for row in rows)
+    first, last = min(row["host_ns"] for row in rows), max(row["host_ns"] for row in rows)
     return [
         row
         for row in truth
         if row["sent"]
-        and first <= row["device_ns"] <= last
+        and first <= row["host_ns"] <= last
         and lowest < row["sequence"] < highest
         and row["sequence"] not in found
     ]
