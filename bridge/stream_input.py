@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import heapq
 from collections import Counter, deque
-from collections.abc import Callable
-from typing import Protocol
+from collections.abc import Callable, Sequence
+from typing import Protocol, runtime_checkable
 
 from bridge.clock import Arrival, Mapped, Track
 from bridge.clock.device_clock import DeviceClock
@@ -32,6 +32,16 @@ class Output(Protocol):
 
     def push(self, sample: Sample, mapped: Mapped, host_ns: int) -> None:
         """Takes a sample that means host time ``host_ns``. Must not block and must not raise on a slow reader."""
+
+
+@runtime_checkable
+class Batching(Protocol):
+    """An output whose samples may leave together where they have come together."""
+
+    def begin_batch(self) -> None: ...
+
+    def end_batch(self) -> None:
+        """Everything that was pushed since `begin_batch` leaves."""
 
 
 class Owner(Protocol):
@@ -114,6 +124,18 @@ class StreamInput:
             if self._suspects:
                 self._resolve()
             self._take(sample)
+
+    def batch(self, samples: Sequence[tuple[int, Payload]], received_ns: int) -> None:
+        """Takes what has come in one message: pairs of device time and payload."""
+        outputs = [output for output in self.outputs.values() if isinstance(output, Batching)]
+        for output in outputs:
+            output.begin_batch()
+        try:
+            for device_ns, payload in samples:
+                self.sample(device_ns, received_ns, payload)
+        finally:
+            for output in outputs:
+                output.end_batch()
 
     # --- before it is mapped --------------------------------------------------------------------------------------
 

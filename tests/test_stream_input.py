@@ -35,6 +35,22 @@ def test_samples_are_held_until_the_clock_is_locked_and_then_leave_in_order_with
     assert not stream.dropped
 
 
+def test_a_batch_is_taken_whole_and_its_end_is_told_whatever_becomes_of_its_samples() -> None:
+    bench = Bench()
+    stream, out = bench.stream()
+    told: list[tuple[str, int]] = []
+    out.begin_batch = lambda: told.append(("begin", len(out.pushed)))  # type: ignore[attr-defined]
+    out.end_batch = lambda: told.append(("end", len(out.pushed)))  # type: ignore[attr-defined]
+    bench.lock()
+    device_ns = bench.now_ns + bench.offset_ns
+    rows = [(device_ns - number * MS, (float(number),)) for number in (3, 2, 1)]
+    stream.batch(rows, bench.now_ns)
+    assert told == [("begin", 0), ("end", 3)]
+    stream.batch([], bench.now_ns)
+    stream.batch([(device_ns + 3600 * S, (0.0,))], bench.now_ns)  # of another clock: it is not passed on
+    assert told[2:] == [("begin", 3), ("end", 3)] * 2
+
+
 def test_what_waits_for_longer_than_the_hold_is_dropped_and_counted() -> None:
     bench = Bench(hold_ns=S)
     stream, out = bench.stream()

@@ -57,22 +57,40 @@ class LslOutput:
         self.samples_out = 0
         self.dropped: Counter[str] = Counter()
         self._push = outlet.push_sample
-        self._text = not stream.channels
+        self._newest: tuple[tuple[float, ...], float] | None = None  # of a batch, until it is known whether more comes
+        self._batch = False
         self._device_time = stream.device_time
         self._host_to_lsl_ns = host_to_lsl_ns
 
     def push(self, sample: Sample, mapped: Mapped, host_ns: int) -> None:
         stamp_s = (host_ns + self._host_to_lsl_ns) * 1e-9
         payload = sample.payload
-        if self._text:
+        if isinstance(payload, str):
             self._push((payload,), stamp_s)
         elif isinstance(payload, Frame):  # pixels never go over LSL
             self._push((float(payload.index), sample.device_ns * 1e-9), stamp_s)
-        elif self._device_time:
-            self._push((*payload, sample.device_ns * 1e-9), stamp_s)
         else:
-            self._push(payload, stamp_s)
+            values = (*payload, sample.device_ns * 1e-9) if self._device_time else payload
+            if self._batch:
+                self._push_newest(pushthrough=False)
+                self._newest = values, stamp_s
+            else:
+                self._push(values, stamp_s)
         self.samples_out += 1
+
+    def begin_batch(self) -> None:
+        """From now on samples wait for each other in liblsl: its threads are woken once for all of them. That is what a
+        push costs where somebody reads."""
+        self._batch = True
+
+    def end_batch(self) -> None:
+        self._batch = False
+        self._push_newest(pushthrough=True)
+
+    def _push_newest(self, *, pushthrough: bool) -> None:
+        newest, self._newest = self._newest, None
+        if newest is not None:
+            self._push(*newest, pushthrough)
 
     def close(self) -> None:
         """Lets go of the outlet, which ends with the last who holds it."""

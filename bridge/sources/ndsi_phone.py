@@ -207,8 +207,7 @@ class Phone:
             self.device.malformed["imu"] += 1
             return
         self.last_data_ns = received_ns
-        for device_ns, values in samples:
-            stream.sample(device_ns, received_ns, values)
+        stream.batch(samples, received_ns)
 
     def _on_video(self, camera: Camera, frames: list[bytes]) -> None:
         if camera.on_data(frames):

@@ -82,6 +82,30 @@ def test_a_step_of_realtime_does_not_reach_lsl_stamps(sink: LslSink, monkeypatch
     assert rows[-1][1] == pytest.approx(pylsl.local_clock(), abs=DEADLINE_S)
 
 
+def test_samples_of_a_batch_arrive_each_with_its_stamp_and_the_last_one_at_once(sink: LslSink) -> None:
+    output = sink.open_stream(GAZE)
+    assert output is not None
+    with reading(GAZE.lsl_name) as inlet:
+        began_ns = time.monotonic_ns()
+        stamps_ns = [began_ns + number * 5_000_000 for number in range(23)]
+        for first in range(0, 23, 10):
+            output.begin_batch()
+            for number in range(first, min(first + 10, 23)):
+                output.push(Sample(GAZE, 1, began_ns, (float(number),)), MAPPED, stamps_ns[number])
+            output.end_batch()
+            rows = pull(inlet, len(range(first, min(first + 10, 23))))
+            assert [values[0] for values, _ in rows] == [float(n) for n in range(first, min(first + 10, 23))]
+            assert [stamp_s for _, stamp_s in rows] == pytest.approx(
+                [ns * 1e-9 for ns in stamps_ns[first : first + 10]], abs=1e-7
+            )
+        for empty in range(2):
+            output.begin_batch()
+            output.end_batch()
+            output.push(Sample(GAZE, 1, began_ns, (float(100 + empty),)), MAPPED, stamps_ns[-1])
+        assert [values[0] for values, _ in pull(inlet, 2)] == [100.0, 101.0]
+    assert output.samples_out == 25
+
+
 # --- devices that come and go ----------------------------------------------------------------------------------------
 
 OTHER = DeviceDescriptor(f"{NAME}_other", "test", f"pupil_labs_{NAME}_other")
