@@ -2,6 +2,7 @@
 # make test   everything that CI runs: linters, types, import rules, tests
 # make clock  the clock's benchmark on simulated links; make live, make hour: on real sockets, and an hour of the daemon
 # make soak   the daemon for half an hour among failing devices and readers; SOAK_MINUTES=30 SOAK_ARGS="--seed 1"
+# make core, make fleet  CPU with a busy Pupil Core beside the bare libraries, and with many Companion devices
 # make startup  times of --help and of the start, and memory
 # make messages   pupil_msgs, built and installed into .venv; `make demo` and `make test` do it by themselves
 # Both install what they need, into .venv (and .venv-ndsi for the conformance peer, .venv-msgs to build messages with,
@@ -22,7 +23,7 @@ INSTALL_MESSAGES = .venv-msgs/bin/python -m pip wheel --quiet --disable-pip-vers
 # Two pips in one environment break it.
 .NOTPARALLEL:
 
-.PHONY: demo test check messages lock ndsi-env benchmark clock live hour soak startup pictures clean
+.PHONY: demo test check messages lock ndsi-env benchmark clock live hour soak core fleet startup pictures clean
 
 demo: .venv/.ros-installed
 	@$(MAKE) --silent messages || \
@@ -57,6 +58,12 @@ hour: .venv/.test-installed
 
 soak: .venv/.test-installed
 	.venv/bin/python -m benchmarks.soak --minutes $(SOAK_MINUTES) $(SOAK_ARGS)
+
+core: .venv/.test-installed .venv/.messages-installed
+	.venv/bin/python -m benchmarks.core_path
+
+fleet: .venv/.test-installed
+	.venv/bin/python -m benchmarks.fleet
 
 startup: .venv/.test-installed
 	.venv/bin/python -m benchmarks.startup
