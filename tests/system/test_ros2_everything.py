@@ -138,9 +138,15 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
         config = CONFIG.format(beacon_port=beacon_port, core_address=at["address"])
         with bridge(tmp_path, config, {"ROS_PYTHON_CHECK_FIELDS": "1"}) as daemon:
             daemon.wait_locked("companion", "core")
-            for action in ("start", "stop"):  # which Core notifies
-                daemon.ask("record", device="core", action=action)
-            daemon.ask("annotate", device="core", text="by hand")
+
+            def notified_and_annotated() -> bool:  # which the recorder hears once it is matched with the publishers
+                for action in ("start", "stop"):  # which Core notifies
+                    daemon.ask("record", device="core", action=action)
+                daemon.ask("annotate", device="core", text="by hand")
+                counts = ask(recorder, "counts")["counts"]
+                return all(counts.get(f"/pupil_bridge/core/{topic}") for topic in ("notifications", "events"))
+
+            wait_until(notified_and_annotated, "notifications and annotations are heard", 30, interval_s=0.5)
             for topic, count in (("companion/gaze", 120), ("core/gaze", 100), ("companion/imu/data_raw", 200)):
                 wait_until(
                     lambda topic=topic, count=count: (
