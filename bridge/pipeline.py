@@ -229,8 +229,9 @@ class Device:
         fields = {"DEVICE": name, "EPOCH": self._epoch}
         log.log(level, "%s: %s; epoch %d begins", name, sentence, self._epoch, extra=fields)
         firsts = [first for stream in self.streams.values() if (first := stream.first_of_epoch()) is not None]
+        first = self._told_first(now_ns) or min(firsts, default=None)
         for stream in self.streams.values():
-            stream.begin_epoch(now_ns, self._told_first(now_ns) or min(firsts, default=None))
+            stream.begin_epoch(now_ns, first)
         event = ClockEvent(now_ns, self.clock.to_device(now_ns), self._epoch, reason)
         for sink in self._sinks:
             sink.clock_event(self.descriptor, event)

@@ -12,13 +12,11 @@ from __future__ import annotations
 import ctypes
 import logging
 import math
-import sys
 import threading
 import time
 from collections.abc import Callable
 from typing import Any, Final, NamedTuple
 
-from bridge.clock.host import sandwich
 from bridge.service.marker_words import text_of
 from bridge.service.quiet import LineBudget
 
@@ -114,7 +112,9 @@ class MarkerInlet:
 
     def _run(self) -> None:
         try:
-            _quiet()
+            from bridge.sinks.lsl import quiet
+
+            quiet()  # as the sink does, which may not be there
             while not self._ended.is_set():
                 heard = False
                 for found in self._find():
@@ -303,16 +303,7 @@ def _quoted(value: str) -> str:
 
 
 def _lsl_ahead_s() -> float:
-    """LSL's clock less host time: nothing on Linux, where it is the same clock, and a constant elsewhere."""
-    if sys.platform.startswith("linux"):
-        return 0.0
-    import pylsl
+    """LSL's clock less host time."""
+    from bridge.sinks.lsl import host_to_lsl_ns
 
-    return sandwich(lambda: round(pylsl.local_clock() * 1e9))[0] * 1e-9
-
-
-def _quiet() -> None:
-    """Keeps liblsl from writing to the terminal, as the sink does: it may not be there."""
-    from bridge.sinks import lsl
-
-    lsl.quiet()
+    return host_to_lsl_ns() * 1e-9

@@ -108,10 +108,7 @@ class LslSink:
         self._outputs: dict[str, list[LslOutput]] = {}  # by device, as the others
         self._sync: dict[str, pylsl.StreamOutlet] = {}
         self._markers: dict[str, pylsl.StreamOutlet] = {}
-        # On Linux local_clock() is CLOCK_MONOTONIC, host time itself; elsewhere its offset is a constant.
-        self._host_to_lsl_ns = 0
-        if not sys.platform.startswith("linux"):
-            self._host_to_lsl_ns, _ = sandwich(lambda: round(pylsl.local_clock() * 1e9))
+        self._host_to_lsl_ns = host_to_lsl_ns()
 
     def serve(self, request: Request, config: Config) -> None:
         """Nobody at LSL can ask for anything yet."""
@@ -218,6 +215,14 @@ class LslSink:
             log.error("LSL: the outlets have not ended within %g s", CLOSE_S)
             return False
         return True
+
+
+def host_to_lsl_ns() -> int:
+    """What is added to host time to get LSL's. On Linux local_clock() is CLOCK_MONOTONIC, host time itself; elsewhere
+    its offset is a constant."""
+    if sys.platform.startswith("linux"):
+        return 0
+    return sandwich(lambda: round(pylsl.local_clock() * 1e9))[0]
 
 
 def quiet() -> None:

@@ -13,6 +13,7 @@ import psutil
 import zmq
 
 from bridge.config import Config, NdsiSource
+from bridge.config_checks import DEFAULT_BEACON_PORT, DEFAULT_CORE_ADDRESS
 from bridge.errors import DeviceUnavailable
 from bridge.names import DeviceNames, default_state_dir
 from bridge.sources.interfaces import Interface, find_interface
@@ -22,8 +23,6 @@ from bridge.sources.pupil_remote import PupilRemote, numeric
 from bridge.sources.zre import ZreNode
 from bridge.wire import ndsi
 
-BEACON_PORT = 5670
-CORE_ADDRESS = "127.0.0.1:50020"
 NOT_HEARD = (
     "no Companion device is heard. They are found by UDP broadcasts on port {port}, which guest, campus and company "
     "Wi-Fi, client isolation and firewalls block; NDSI has no way around that, not by a device's address either. What "
@@ -48,7 +47,7 @@ async def discover(
     if interface is None and source is not None and source.interface is not None:
         interface = str(source.interface)
     chosen = find_interface(interface)
-    port = port or (source.beacon_port if source is not None else BEACON_PORT)
+    port = port or (source.beacon_port if source is not None else DEFAULT_BEACON_PORT)
     cores = [core_address] if core_address else [each.address for each in _of_type(config, "pupil_core")]
     heard = Heard(chosen.address)
     node = ZreNode(
@@ -61,7 +60,7 @@ async def discover(
     )
     try:
         with beacons(loop, chosen, port, heard):
-            answers = [_core(loop, address) for address in cores or [CORE_ADDRESS]]
+            answers = [_core(loop, address) for address in cores or [DEFAULT_CORE_ADDRESS]]
             *found, _ = await asyncio.gather(*answers, asyncio.sleep(seconds))
         silent = await unreachable(heard, chosen)
     finally:

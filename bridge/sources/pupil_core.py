@@ -169,8 +169,10 @@ class PupilCoreDeviceSource:
             data = subscriber(context, backbone, topics, HIGH_WATER_MARK, MAX_MESSAGE_BYTES)
             open_.callback(Subscription(loop, data, backbone, self._data.on_datum).close)
         if self._cameras:
-            self._video = PupilCoreVideo(context, backbone, self._config, self._device, self._cameras, self._counts)
-            self._video.by_plugin = remote_wire.has_frame_plugin(self._version or "")
+            by_plugin = remote_wire.has_frame_plugin(self._version or "")
+            self._video = PupilCoreVideo(
+                context, backbone, self._config, self._device, self._cameras, self._counts, by_plugin=by_plugin
+            )
             open_.callback(self._video.close)
 
     def _open_time_sync(self, open_: contextlib.ExitStack) -> None:
@@ -293,11 +295,16 @@ class PupilCoreDeviceSource:
         """Some round trips in a row: after the first, nobody on the way has to wake up."""
         clock = self._device.clock
         offset_ns, bound_ns = clock.offset_ns, clock.bound_ns
-        known = offset_ns is not None and bound_ns is not None and not clock.doubting
-        if self._time_sync is not None and known and self._echoed < CONFIRM_BURSTS:
+        if (
+            self._time_sync is not None
+            and offset_ns is not None
+            and bound_ns is not None
+            and not clock.doubting
+            and self._echoed < CONFIRM_BURSTS
+        ):
             self._echoed += 1
             with contextlib.suppress(NoEcho):
-                return await self._time_sync.burst(host, offset_ns or 0, bound_ns or 0, BURST)
+                return await self._time_sync.burst(host, offset_ns, bound_ns, BURST)
         self._echoed = 0
         trips: list[RoundTrip] = []
         for _ in range(BURST):

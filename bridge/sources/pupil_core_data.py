@@ -53,6 +53,7 @@ class PupilCoreData:
         self._held: list[tuple[list[bytes], int]] | None = None
         self._held_ns = 0
         self._annotated: deque[tuple[str, int]] = deque(maxlen=ANNOTATIONS_KNOWN)
+        self._merging: list[Fixations | Blinks] = []  # what makes whole ones of the device's datums
         self._surfaces: dict[str, _Surface] = {}
         self._slugs: set[str] = set()
         descriptor, chosen, live = device.descriptor, config.topics, config.live
@@ -73,11 +74,13 @@ class PupilCoreData:
             if live or config.compat == "capture":
                 self._fixation_windows = device.stream(streams.fixation_stream(descriptor, config, live=True))
             self._fixations = Fixations(self._on_fixation)
+            self._merging.append(self._fixations)
         if "blinks" in chosen:
             self._whole_blinks = device.stream(streams.blink_stream(descriptor, config))
             if live:
                 self._blink_edges = device.stream(streams.blink_edge_stream(descriptor, config))
             self._blinks = Blinks(self._on_blink)
+            self._merging.append(self._blinks)
         if "surfaces" in chosen:
             for name in config.surfaces:
                 self._open_surface(name)
@@ -120,12 +123,8 @@ class PupilCoreData:
 
     def forget_clock(self) -> None:
         """Capture's clock is another one: nothing that began before can be told to have ended."""
-        if "fixations" in self._config.topics:
-            self._fixations.reset()
-        if "blinks" in self._config.topics:
-            self._blinks.reset()
-        for surface in self._surfaces.values():
-            surface.merged.reset()
+        for each in self._merging:
+            each.reset()
 
     # --- datums -----------------------------------------------------------------------------------------------------
 
@@ -196,6 +195,7 @@ class PupilCoreData:
             slug = f"{base}_{number}"
         self._slugs.add(slug)
         made = self._surfaces[name] = _Surface(self._device, self._config, name, slug)
+        self._merging.append(made.merged)
         return made
 
     def _on_surface(self, seen: surfaces.Surface, received_ns: int) -> None:
@@ -258,12 +258,8 @@ class PupilCoreData:
 
     def tick(self, now_ns: int) -> None:
         """To be called a few times a second: ends what is known to have ended by nothing more coming of it."""
-        if "fixations" in self._config.topics:
-            self._fixations.tick(now_ns)
-        if "blinks" in self._config.topics:
-            self._blinks.tick(now_ns)
-        for surface in self._surfaces.values():
-            surface.merged.tick(now_ns)
+        for each in self._merging:
+            each.tick(now_ns)
 
 
 class _Surface:

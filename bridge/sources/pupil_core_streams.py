@@ -6,7 +6,16 @@ import msgspec
 
 from bridge import shipped
 from bridge.config import PupilCoreSource, StreamConfig
-from bridge.streams import FRAME_CHANNELS, Camera, Channel, DeviceDescriptor, StreamDescriptor, StreamKind, VideoLayout
+from bridge.streams import (
+    FRAME_CHANNELS,
+    BlinkLayout,
+    Camera,
+    Channel,
+    DeviceDescriptor,
+    StreamDescriptor,
+    StreamKind,
+    VideoLayout,
+)
 from bridge.wire import pupil_core_channels as channels
 
 # What Pupil Labs document of the cameras' latencies (docs.pupil-labs.com, "Network API"). Never subtracted by itself.
@@ -22,10 +31,18 @@ def scene_camera(config: PupilCoreSource) -> Camera | None:
     return shipped.scene_camera(config.intrinsics, "pupil_core", *config.scene_size)
 
 
+def _put_in_order(stream: StreamDescriptor, config: PupilCoreSource) -> StreamDescriptor:
+    """For what goes back in time: the matcher pairs two eyes, whose cameras run free."""
+    window_ns = config.reorder_window_ns
+    return msgspec.structs.replace(
+        stream, reorder_window_ns=window_ns, in_order=window_ns > 0, keep_late=config.late == "keep"
+    )
+
+
 def gaze_stream(device: DeviceDescriptor, config: PupilCoreSource) -> StreamDescriptor:
     """Gaze datums of all mappings, in the channels of the Capture plugin's `pupil_capture` stream."""
     width_px, height_px = config.scene_size
-    return StreamDescriptor(
+    stream = StreamDescriptor(
         device=device,
         name="gaze",
         kind=StreamKind.GAZE,
@@ -35,14 +52,12 @@ def gaze_stream(device: DeviceDescriptor, config: PupilCoreSource) -> StreamDesc
         expected_rate_hz=config.gaze.expected_rate_hz,
         instant=EYE_INSTANT,
         latency_ns=config.gaze.latency_ns,
-        reorder_window_ns=config.reorder_window_ns,
-        in_order=config.reorder_window_ns > 0,
-        keep_late=config.late == "keep",
         device_time=config.compat != "capture",
         # The matcher holds gaze back for 12 to 120 ms and more.
         arrivals_bound_clock=False,
         layout=msgspec.structs.replace(channels.gaze_layout(width_px, height_px), intrinsics=scene_camera(config)),
     )
+    return _put_in_order(stream, config)
 
 
 def pupil_stream(device: DeviceDescriptor, config: PupilCoreSource, eye: int, method: str) -> StreamDescriptor:
@@ -64,7 +79,7 @@ def pupil_stream(device: DeviceDescriptor, config: PupilCoreSource, eye: int, me
 
 def pupillometry_stream(device: DeviceDescriptor, config: PupilCoreSource) -> StreamDescriptor:
     """Pupil datums of both eyes and all methods, as Pupil Labs' plugin has them. For LSL alone."""
-    return StreamDescriptor(
+    stream = StreamDescriptor(
         device=device,
         name="pupillometry",
         kind=StreamKind.PUPIL,
@@ -73,12 +88,10 @@ def pupillometry_stream(device: DeviceDescriptor, config: PupilCoreSource) -> St
         channels=channels.PUPILLOMETRY_CHANNELS,
         instant=EYE_INSTANT,
         latency_ns=config.pupil.latency_ns,
-        reorder_window_ns=config.reorder_window_ns,  # two cameras run free
-        in_order=config.reorder_window_ns > 0,
-        keep_late=config.late == "keep",
         device_time=config.compat != "capture",
         arrivals_bound_clock=False,  # the streams of each eye and method do
     )
+    return _put_in_order(stream, config)
 
 
 def fixation_stream(device: DeviceDescriptor, config: PupilCoreSource, *, live: bool) -> StreamDescriptor:
@@ -111,6 +124,7 @@ def blink_stream(device: DeviceDescriptor, config: PupilCoreSource) -> StreamDes
         "Blinks",
         channels.BLINK_CHANNELS,
         f"start of the blink, as the middle of the filter's window at its steepest: {EYE_INSTANT}",
+        channels.blink_layout(),
     )
 
 
@@ -127,6 +141,7 @@ def _events_of_eyes(
     suffix: str,
     of: tuple[Channel, ...],
     instant: str,
+    layout: BlinkLayout | None = None,
 ) -> StreamDescriptor:
     return StreamDescriptor(
         device=device,
@@ -139,13 +154,13 @@ def _events_of_eyes(
         latency_ns=config.pupil.latency_ns,
         lsl=config.compat != "capture",
         arrivals_bound_clock=False,
-        layout=channels.blink_layout() if of is channels.BLINK_CHANNELS else None,
+        layout=layout,
     )
 
 
 def surface_stream(device: DeviceDescriptor, config: PupilCoreSource, surface: str, slug: str) -> StreamDescriptor:
     """Gaze on one surface."""
-    return StreamDescriptor(
+    stream = StreamDescriptor(
         device=device,
         name=f"surface_{slug}",
         kind=StreamKind.SURFACE,
@@ -154,13 +169,11 @@ def surface_stream(device: DeviceDescriptor, config: PupilCoreSource, surface: s
         channels=channels.SURFACE_CHANNELS,
         instant=EYE_INSTANT,
         latency_ns=config.gaze.latency_ns,
-        reorder_window_ns=config.reorder_window_ns,
-        in_order=config.reorder_window_ns > 0,
-        keep_late=config.late == "keep",
         lsl=config.compat != "capture",
         arrivals_bound_clock=False,
         layout=channels.surface_layout(surface),
     )
+    return _put_in_order(stream, config)
 
 
 def surface_fixation_stream(

@@ -98,15 +98,18 @@ class PupilCoreVideo:
         device: Device,
         streams: dict[str, StreamInput],
         counts: Counter[str],
+        *,
+        by_plugin: bool,
     ) -> None:
-        """``streams`` by camera; ``counts`` goes to the status. Raises zmq.ZMQError without a file descriptor."""
+        """``streams`` by camera; ``counts`` goes to the status; ``by_plugin``: frames need a plugin, as before Pupil
+        2.1. Raises zmq.ZMQError without a file descriptor."""
         loop = asyncio.get_running_loop()
         self._config = config
         self._device = device
         self._streams = streams
         self._counts = counts
         self.last_frame_ns = 0
-        self.by_plugin = False  # frames need a plugin, as before Pupil 2.1
+        self._by_plugin = by_plugin
         self._started_ns = monotonic_ns()
         self._missing = set(streams)
         self._other_format = False
@@ -157,7 +160,7 @@ class PupilCoreVideo:
     async def attend(self, remote: PupilRemote) -> None:
         """Asks for what does not come, each thing once; to be called often. Raises NoAnswer."""
         waited_s = (monotonic_ns() - self._started_ns) / 1e9
-        if self.by_plugin and not self.last_frame_ns and waited_s > PLUGIN_PATIENCE_S and not self._asked_plugin:
+        if self._by_plugin and not self.last_frame_ns and waited_s > PLUGIN_PATIENCE_S and not self._asked_plugin:
             self._asked_plugin = True
             await remote.ask(*pupil_remote.start_plugin(pupil_remote.FRAME_PLUGIN))
         if self._other_format and not self._asked_format:

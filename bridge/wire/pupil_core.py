@@ -14,7 +14,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from fractions import Fraction
 from math import isfinite
-from typing import Literal
+from typing import Any, Literal
 
 import msgspec
 
@@ -144,6 +144,17 @@ def seconds_to_ns(seconds: float) -> int:
     if -0.499_999 < fraction_ns - rounded_ns < 0.499_999:
         return whole_s * 1_000_000_000 + rounded_ns
     return round(Fraction(seconds) * 1_000_000_000)
+
+
+def read_payload(frames: Sequence[bytes], what: str, decode: Callable[[bytes], Any], most_bytes: int) -> Any:
+    """What the second frame of a message says. Raises MalformedMessage about ``what`` where it is missing, larger than
+    that, or cannot be read."""
+    if len(frames) < 2 or len(frames[1]) > most_bytes:
+        raise MalformedMessage(f"Pupil Core {what} has no payload, or too much of it")
+    try:
+        return decode(frames[1])
+    except UNREADABLE as error:
+        raise MalformedMessage(f"Pupil Core {what} cannot be read: {error}") from error
 
 
 def decode_datum(frames: Sequence[bytes]) -> Gaze | Pupil:

@@ -7,6 +7,8 @@ from __future__ import annotations
 
 from math import nan
 
+import msgspec
+
 from bridge.streams import BlinkLayout, Channel, FixationLayout, GazeLayout, PupilLayout, SurfaceLayout
 from bridge.wire.pupil_core import Gaze, Pupil
 from bridge.wire.pupil_core_movements import BlinkEdge, Fixation, WholeBlink, WholeFixation
@@ -152,19 +154,8 @@ def fixation_layout(width_px: int, height_px: int, *, live: bool, point: bool = 
 
 def surface_fixation_layout(surface: str) -> FixationLayout:
     """Where `SURFACE_FIXATION_CHANNELS` have what. A surface has no size in pixels: 0 by 0."""
-    return FixationLayout(
-        id_index=0,
-        x_index=2,
-        y_index=3,
-        normalized_bottom_left=True,
-        width_px=0,
-        height_px=0,
-        duration_index=5,
-        dispersion_index=4,
-        confidence_index=1,
-        on_surface_index=7,
-        surface=surface,
-    )
+    on_scene = fixation_layout(0, 0, live=False, point=False)
+    return msgspec.structs.replace(on_scene, method_index=None, on_surface_index=7, surface=surface)
 
 
 def surface_layout(surface: str) -> SurfaceLayout:

@@ -18,7 +18,7 @@ from typing import Any
 import msgspec
 
 from bridge.errors import MalformedMessage
-from bridge.wire.pupil_core import UNREADABLE, UnknownTopic, seconds_to_ns
+from bridge.wire.pupil_core import UnknownTopic, read_payload, seconds_to_ns
 
 NOTE_MAX_BYTES = 64 * 1024
 LABEL_MAX_LETTERS = 1000
@@ -129,12 +129,7 @@ def decode_note(frames: Sequence[bytes]) -> Note:
     """Reads a message of one of `TOPICS`. Raises `UnknownTopic` for any other one."""
     if not frames or (subject := _SUBJECTS.get(frames[0])) is None:
         raise UnknownTopic(f"Pupil Core topic is none of those: {frames[0][:64] if frames else b''!r}")
-    if len(frames) < 2 or len(frames[1]) > NOTE_MAX_BYTES:
-        raise MalformedMessage(f"Pupil Core message {subject} has no payload, or too much of it")
-    try:
-        fields: _Fields = _decode_fields(frames[1])
-    except UNREADABLE as error:
-        raise MalformedMessage(f"Pupil Core message {subject} cannot be read: {error}") from error
+    fields: _Fields = read_payload(frames, f"message {subject}", _decode_fields, NOTE_MAX_BYTES)
     if subject == LOGGED:
         return Note(subject, fields.msg if isinstance(fields.msg, str) else "")
     return Note(subject, printable(str(fields.rec_path or fields.reason)))
@@ -157,7 +152,7 @@ def decode_annotation(frames: Sequence[bytes]) -> Annotation:
     """
     if not frames or not frames[0].startswith(ANNOTATION.encode()):
         raise UnknownTopic(f"Pupil Core topic is no annotation's: {frames[0][:64] if frames else b''!r}")
-    fields = _map(frames, "annotation")
+    fields = read_payload(frames, "annotation", _decode_map, NOTE_MAX_BYTES)
     label, at_s = fields.get("label"), _number(fields.get("timestamp"))
     if not isinstance(label, str | int | float) or at_s is None:
         raise MalformedMessage("Pupil Core annotation has no label, or no timestamp")
@@ -178,7 +173,7 @@ def decode_notification(frames: Sequence[bytes]) -> Notification:
     size = {"subject": subject, "bytes": len(frames[1])}
     if len(frames[1]) > NOTE_MAX_BYTES:
         return Notification(subject, None, _json(size | {"stamped": "arrival"}, {}))
-    fields = _map(frames, "notification")
+    fields = read_payload(frames, "notification", _decode_map, NOTE_MAX_BYTES)
     at_ns = _stamp(fields)
     stamped = {"stamped": "arrival" if at_ns is None else "capture"}
     return Notification(subject, at_ns, _json(fields | stamped, size | stamped))
@@ -188,16 +183,15 @@ def decode_log(frames: Sequence[bytes]) -> LogLine:
     """Reads a message of a topic that begins with `LOG_START`. Raises `UnknownTopic` for any other one."""
     if not frames or not frames[0].startswith(LOG_START):
         raise UnknownTopic(f"Pupil Core topic is not the log's: {frames[0][:64] if frames else b''!r}")
-    if len(frames) < 2 or len(frames[1]) > NOTE_MAX_BYTES:
-        raise MalformedMessage("Pupil Core log record has no payload, or too much of it")
-    try:
-        record: _Record = _decode_record(frames[1])
-        text = _filled(_text(record.msg, 4 * LOG_MAX_LETTERS), record.args)
-    except UNREADABLE as error:
-        raise MalformedMessage(f"Pupil Core log record cannot be read: {error}") from error
+    record, text = read_payload(frames, "log record", _record_and_text, NOTE_MAX_BYTES)
     level = printable(frames[0][len(LOG_START) :][:40].decode(errors="replace"))
     name = printable(_text(record.name, TEXT_MAX_LETTERS))
     return LogLine(level, name, printable(" ".join(text.split()), LOG_MAX_LETTERS))
+
+
+def _record_and_text(payload: bytes) -> tuple[_Record, str]:
+    record: _Record = _decode_record(payload)
+    return record, _filled(_text(record.msg, 4 * LOG_MAX_LETTERS), record.args)
 
 
 def sets_clock(line: LogLine) -> bool:
@@ -206,16 +200,6 @@ def sets_clock(line: LogLine) -> bool:
     What sets it without a word: HoloLens Relay, and a Capture that is started again.
     """
     return line.text.startswith(CLOCK_SET) and CLOCK_NOT_SET not in line.text
-
-
-def _map(frames: Sequence[bytes], what: str) -> dict[Any, Any]:
-    if len(frames) < 2 or len(frames[1]) > NOTE_MAX_BYTES:
-        raise MalformedMessage(f"Pupil Core {what} has no payload, or too much of it")
-    try:
-        fields: dict[Any, Any] = _decode_map(frames[1])
-    except UNREADABLE as error:
-        raise MalformedMessage(f"Pupil Core {what} cannot be read: {error}") from error
-    return fields
 
 
 def _number(value: object) -> float | None:

@@ -14,7 +14,7 @@ from typing import Annotated
 import msgspec
 
 from bridge.errors import MalformedMessage
-from bridge.wire.pupil_core import UNREADABLE, UnknownTopic, seconds_to_ns
+from bridge.wire.pupil_core import UnknownTopic, read_payload, seconds_to_ns
 from bridge.wire.pupil_core_movements import DURATION_MAX_MS, FixationId
 
 TOPIC_START = b"surfaces."
@@ -84,12 +84,7 @@ def decode_surface(frames: Sequence[bytes]) -> Surface:
     if not frames or not frames[0].startswith(TOPIC_START):
         raise UnknownTopic(f"Pupil Core topic is no surface's: {frames[0][:64] if frames else b''!r}")
     name = _name(frames[0][len(TOPIC_START) :])
-    if len(frames) < 2 or len(frames[1]) > SURFACE_MAX_BYTES:
-        raise MalformedMessage("Pupil Core surface has no payload, or too much of it")
-    try:
-        d: _Surface = _decode(frames[1])
-    except UNREADABLE as error:
-        raise MalformedMessage(f"Pupil Core surface cannot be read: {error}") from error
+    d: _Surface = read_payload(frames, "surface", _decode, SURFACE_MAX_BYTES)
     gaze = tuple(
         SurfaceGaze(seconds_to_ns(g.timestamp), _place(g), _finite(g.confidence), g.on_surf) for g in d.gaze_on_surfaces
     )

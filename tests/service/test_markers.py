@@ -60,7 +60,7 @@ class Lab:
         self.asked: list[tuple[str, dict[str, Any]]] = []
         self.held: dict[str, asyncio.Event] = {}
         self.refusing: dict[str, str] = {}
-        self.inputs = MarkerInputs(self.request, lambda: self.devices)  # type: ignore[arg-type,return-value]
+        self.inputs = MarkerInputs(self.request, lambda: self.devices)  # type: ignore[arg-type,return-value]  # fakes
 
     async def request(self, command: str, arguments: dict[str, Any]) -> Any:
         name = arguments["device"]
@@ -432,10 +432,11 @@ def elsewhere(ahead_s: int) -> Iterator[Callable[[str], float]]:
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdin is not None
         assert process.stdout is not None
+        answers = process.stdout
 
         def push(text: str) -> float:
             print(text, file=process.stdin, flush=True)
-            return float(process.stdout.readline())  # type: ignore[union-attr]
+            return float(answers.readline())
 
         try:
             yield push

@@ -25,7 +25,7 @@ from tests.sources import lab as clock_of_phones
 from tests.sources.lab import TIME_ECHO, device_time, gaze_frames
 from tests.sources.test_ndsi_source import Lab
 from tests.sources.zre_peer import until
-from tests.system.harness import Bridge, Process, bridge, free_port, simulator, truth, wait_until
+from tests.system.harness import Bridge, Process, bridge, free_port, no_namespaces, simulator, truth, wait_until
 
 NUMBER = random.randrange(10**9)  # see test_restart.py
 NAME = f"phone_{NUMBER}"
@@ -216,19 +216,7 @@ async def test_after_a_sleep_of_this_computer_stamps_are_right_at_once(tmp_path:
         await lab.end()
 
 
-def _missing() -> str:
-    """Why networks cannot be made here; empty when they can."""
-    if sys.platform != "linux" or os.geteuid() != 0:
-        return "needs root on Linux, to make network namespaces"
-    for tool in ("unshare", "ip"):
-        if shutil.which(tool) is None:
-            return f"needs `{tool}` (packages util-linux and iproute2)"
-    if subprocess.run(["unshare", "-n", "true"], capture_output=True, check=False).returncode != 0:
-        return "network namespaces are not allowed here"
-    return ""
-
-
-MISSING = _missing()
+MISSING = no_namespaces()
 in_a_network = pytest.mark.skipif(bool(MISSING), reason=MISSING or "all is there")
 
 

@@ -21,7 +21,7 @@ from typing import NamedTuple
 
 import pytest
 
-from tests.system.harness import Bridge, bridge, free_port, simulator, wait_until
+from tests.system.harness import Bridge, bridge, free_port, no_namespaces, simulator, wait_until
 
 PAGE = Path(__file__).parents[2] / "docs" / "security.md"
 ADDRESS = "10.213.8.1"
@@ -49,19 +49,7 @@ type = "lsl"
 ROS = '[[sink]]\ntype = "ros2"'
 
 
-def _missing() -> str:
-    """Why the tests cannot run here; empty when they can."""
-    if sys.platform != "linux" or os.geteuid() != 0:
-        return "needs root on Linux, to make a network namespace"
-    for tool in ("unshare", "ip"):
-        if shutil.which(tool) is None:
-            return f"needs `{tool}` (packages util-linux and iproute2)"
-    if subprocess.run(["unshare", "-n", "true"], capture_output=True, check=False).returncode != 0:
-        return "network namespaces are not allowed here"
-    return ""
-
-
-MISSING = _missing()
+MISSING = no_namespaces()
 pytestmark = [pytest.mark.root, pytest.mark.skipif(bool(MISSING), reason=MISSING or "all is there")]
 
 

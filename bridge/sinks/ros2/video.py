@@ -12,6 +12,7 @@ import logging
 import os
 import threading
 from collections import Counter, deque
+from importlib import import_module
 from typing import Any, Final
 
 import rclpy.utilities
@@ -274,7 +275,7 @@ class ImageThread:
 
 def _can_decode(topics: VideoTopics) -> bool:
     try:
-        import av  # noqa: F401
+        import_module("av")
     except ImportError as error:
         if not topics.told_codec:
             topics.told_codec = True
