@@ -2,10 +2,12 @@
 
     .venv/bin/python -m benchmarks.ros2 [--contents point,gaze,imu,jpeg] [--seconds 3] [--rounds 5] [--steps]
 
-Two publishers with one reader process each publish the same in turn (bridge, minimal, minimal, bridge), each round with
-new processes; figures are medians of rounds, ratios medians of the ratios within a round. CPU is that of the whole
-publishing process, its library threads included, less (net) or with (raw) what it spends while nothing is published.
-Latency is from the sample's arrival in the publishing process to the reader's callback.
+Three publishers with one reader process each publish the same in turn: the bridge; `timer`, the minimal publisher of
+ROS' own tutorial, a node with a timer and `rclpy.spin`; and `minimal`, a bare loop that sleeps and publishes and,
+unlike a node, hears nothing. Each has two turns a round, the second in reverse order, and new processes in each round.
+Figures are medians of rounds, ratios medians of the ratios within a round. CPU is that of the whole publishing process,
+its library threads included, less (net) or with (raw) what it spends while nothing is published. Latency is from the
+sample's arrival in the publishing process to the reader's callback.
 """
 
 from __future__ import annotations
@@ -26,7 +28,8 @@ from benchmarks.ros2.contents import CONTENTS, Content
 from benchmarks.ros2.figures import Round, Slice, summary
 
 GOAL = 1.3
-STEPS = ("loop", "thread", "loop-thread", "timer")
+PUBLISHERS = ("bridge", "minimal", "timer")
+STEPS = ("loop", "thread", "loop-thread")
 WARM_UP = 10  # messages; until they arrive, the two ends have not found each other
 WARM_UP_S = 30.0
 
@@ -117,13 +120,15 @@ def one_round(content: Content, publishers: list[str], seconds: float) -> dict[s
 
 
 def measure(content: Content, publishers: list[str], seconds: float, rounds: int) -> dict[str, dict[str, Any]]:
-    """The figures of each, with ratios to those of "minimal"."""
+    """The figures of each, with ratios to those of "minimal", and the bridge's to those of "timer"."""
     found: dict[str, list[Round]] = {name: [] for name in publishers}
     for number in range(rounds):
         order = publishers if number % 2 == 0 else publishers[::-1]
         for name, one in one_round(content, order, seconds).items():
             found[name].append(one)
-    return {name: summary(found[name], found["minimal"]) for name in publishers}
+    figures = {name: summary(found[name], found["minimal"]) for name in publishers}
+    figures["bridge"]["ratios_to_timer"] = summary(found["bridge"], found["timer"])["ratios"]
+    return figures
 
 
 def show(content: Content, figures: dict[str, dict[str, Any]]) -> None:
@@ -138,6 +143,12 @@ def show(content: Content, figures: dict[str, dict[str, Any]]) -> None:
             f" {one['p99_us']:8.0f} {ratios['p99_us']:5.2f}   {parts}",
             flush=True,
         )
+    ratios = figures["bridge"]["ratios_to_timer"]
+    print(
+        f"{content.name:<6} bridge / timer: CPU net {ratios['net_us']:.2f}, raw {ratios['raw_us']:.2f},"
+        f" p50 {ratios['p50_us']:.2f}, p99 {ratios['p99_us']:.2f}",
+        flush=True,
+    )
 
 
 def main() -> None:
@@ -145,19 +156,18 @@ def main() -> None:
     parser.add_argument("--contents", default=",".join(CONTENTS))
     parser.add_argument("--seconds", type=float, default=3.0, help="of one turn")
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument(
-        "--steps", action="store_true", help="also what lies between the minimal publisher and the bridge"
-    )
+    parser.add_argument("--steps", action="store_true", help="also what lies between the bare loop and the bridge")
     parser.add_argument("--json", type=Path, help="write all figures to this file")
     options = parser.parse_args()
-    publishers = ["bridge", "minimal", *(STEPS if options.steps else ())]
+    publishers = [*PUBLISHERS, *(STEPS if options.steps else ())]
     with tempfile.TemporaryDirectory(prefix="pupil-bridge-benchmark-") as directory:
         stay_local(Path(directory))
         os.environ["ROS_LOG_DIR"] = directory
         os.environ.pop("ROS_PYTHON_CHECK_FIELDS", None)  # they cost more than publishing
         load = ", ".join(f"{each:.1f}" for each in os.getloadavg())
         print(f"{os.cpu_count()} cores, load average {load}; {options.rounds} rounds of 2 x {options.seconds:g} s")
-        print(f"CPU in us a message, x: its ratio to minimal's (goal: at most {GOAL}); raw: with what an idle process")
+        print(f"CPU in us a message, x: its ratio to minimal's (goal, beside a minimal publisher: at most {GOAL});")
+        print("raw: with what an idle process")
         print("spends, idle/s: that in us a second; of ROS: net without the bridge's loop, which receives and maps;")
         print("latency in us; last, the net CPU by thread\n")
         print(

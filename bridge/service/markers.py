@@ -228,9 +228,13 @@ class MarkerStream:
         log.log(level, "marker stream %s: %s", self.name, words)
 
     def status(self) -> dict[str, Any]:
-        """Counts: ``taken`` markers; ``done`` and ``refused`` once for each device, or by reason where it is none's."""
+        """Counts: ``taken`` markers; ``done`` and ``refused`` once for each device, or by reason where it is none's.
+
+        ``name``: the stream's, with what else it is looked for by.
+        """
         now = self.inlet.now
         return {
+            "name": self.name,
             "stream": self.config.stream,
             "does": self.config.does,
             "devices": list(self.config.devices),

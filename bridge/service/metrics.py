@@ -22,6 +22,7 @@ MAX_STREAMS = 16  # of a device
 MAX_REASONS = 32  # of one stream or source; what is beyond is counted together
 MAX_SOURCES = 64
 MAX_SINKS = 16
+MAX_MARKER_STREAMS = 64
 MAX_LABEL_CHARACTERS = 100
 OTHER = "other"
 
@@ -51,6 +52,7 @@ class StatusCollector(Collector):
             ]
         )
         yield from _sources(status)
+        yield from _markers(status)
         yield from _sinks(status)
         yield from _process(status.get("process", {}))
 
@@ -229,6 +231,26 @@ def _sources(status: Tree) -> Iterator[Metric]:
         for event, count in _reasons(counts).items():
             events.add(count, name, event)
     yield events.metric
+
+
+def _markers(status: Tree) -> Iterator[Metric]:
+    connected = _gauge("marker_stream_connected", "1 while the LSL stream of markers is there.", "stream")
+    waiting = _gauge("marker_stream_waiting", "Markers that wait for a device.", "stream")
+    uncertainty = _gauge("marker_stream_uncertainty_seconds", "Of LSL's correction of the sender's clock.", "stream")
+    received = _counter("markers_received_total", "LSL markers that came.", "stream")
+    done = _counter("markers_done_total", "Markers that were carried out, once for each device.", "stream")
+    dropped = _counter("markers_dropped_total", "Markers that were more than devices could take.", "stream")
+    refused = _counter("markers_refused_total", "By the device that refused, or by what is wrong.", "stream", "reason")
+    for name, stream in _distinct(status.get("markers", []), MAX_MARKER_STREAMS).items():
+        connected.add(stream["connected"], name)
+        waiting.add(stream["waiting"], name)
+        uncertainty.add(stream["uncertainty_s"], name)
+        received.add(stream["taken"], name)
+        done.add(stream["done"], name)
+        dropped.add(stream["dropped"], name)
+        for reason, count in _reasons(stream["refused"]).items():
+            refused.add(count, name, reason)
+    yield from (family.metric for family in (connected, waiting, uncertainty, received, done, dropped, refused))
 
 
 def _sinks(status: Tree) -> Iterator[Metric]:

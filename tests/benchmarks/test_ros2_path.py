@@ -28,8 +28,8 @@ def test_a_second_of_points_and_images_arrives_and_adds_up(tmp_path: Path) -> No
     print(done.stdout)
     found = json.loads(figures.read_text())
     assert {name: set(one) for name, one in found.items()} == {
-        "point": {"bridge", "minimal"},
-        "jpeg": {"bridge", "minimal"},
+        "point": {"bridge", "minimal", "timer"},
+        "jpeg": {"bridge", "minimal", "timer"},
     }
     for name, rate_hz in (("point", 200), ("jpeg", 30)):
         assert all(each == pytest.approx(1.0) for each in found[name]["minimal"]["ratios"].values())
@@ -41,6 +41,8 @@ def test_a_second_of_points_and_images_arrives_and_adds_up(tmp_path: Path) -> No
             assert one["net_us"] <= one["raw_us"]
             assert sum(one["parts_us"].values()) == pytest.approx(one["net_us"])
             assert one["ratios"]["raw_us"] == pytest.approx(one["raw_us"] / found[name]["minimal"]["raw_us"])
+        beside_timer = found[name]["bridge"]["ratios_to_timer"]
+        assert f"{name:<6} bridge / timer: CPU net {beside_timer['net_us']:.2f}" in done.stdout
         assert set(found[name]["bridge"]["parts_us"]) == {"loop", "publisher", "node", "dds"}
         assert set(found[name]["minimal"]["parts_us"]) == {"loop", "dds"}
 

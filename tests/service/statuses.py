@@ -53,9 +53,12 @@ def device(name: str, **changes: Any) -> dict[str, Any]:
 
 def marker(stream: str, **changes: Any) -> dict[str, Any]:
     return {
+        "name": stream,
         "stream": stream,
         "does": "events",
         "connected": True,
+        "uncertainty_s": 0.00004,
+        "waiting": 0,
         "taken": 12,
         "done": 24,
         "refused": {},

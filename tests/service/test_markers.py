@@ -22,6 +22,7 @@ from bridge.errors import Refused
 from bridge.service import marker_inlet
 from bridge.service.marker_words import MAX_LETTERS, Asked, command, moment_fault, text_of
 from bridge.service.markers import QUEUE, MarkerInputs
+from tests.service.statuses import marker
 
 DEADLINE_S = 20.0
 STREAM = "PsychoPy"
@@ -203,6 +204,7 @@ async def test_a_marker_becomes_an_event_of_its_own_moment_on_every_device_that_
             assert abs(given["host_s"] - stamp_s) < 0.001
         status = lab.status()
     assert status["connected"]
+    assert marker(STREAM).keys() <= status.keys(), "what the metrics and the table read"
     assert (status["stream"], status["does"]) == (STREAM, "events")
     assert (status["source_id"], status["channels"]) == ("stimuli", 1)
     assert (status["taken"], status["refused"], status["dropped"], status["last_error"]) == (1, {}, 0, None)

@@ -14,7 +14,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from bridge.service import metrics
 from bridge.service.metrics import MAX_DEVICES, MAX_LABEL_CHARACTERS, MAX_REASONS, MAX_STREAMS, OTHER, Metrics
-from tests.service.statuses import clock, device, status, stream
+from tests.service.statuses import clock, device, marker, status, stream
 
 Samples = dict[tuple[str, frozenset[tuple[str, str]]], float]
 
@@ -134,9 +134,25 @@ def test_sources_and_sinks() -> None:
     assert value(found, "pupil_bridge_sink_queue_size_samples", sink="lsl") is None
 
 
+def test_marker_streams() -> None:
+    refused = {"phone": 2, "empty": 1}
+    away = marker("Sounds (on lab-2)", connected=False, uncertainty_s=None)
+    found = scraped(status(markers=[marker("Markers", refused=refused, dropped=5, waiting=3), away]))
+    assert value(found, "pupil_bridge_marker_stream_connected", stream="Markers") == 1
+    assert value(found, "pupil_bridge_marker_stream_connected", stream="Sounds (on lab-2)") == 0
+    assert value(found, "pupil_bridge_marker_stream_waiting", stream="Markers") == 3
+    assert value(found, "pupil_bridge_markers_received_total", stream="Markers") == 12
+    assert value(found, "pupil_bridge_markers_done_total", stream="Markers") == 24
+    assert value(found, "pupil_bridge_markers_dropped_total", stream="Markers") == 5
+    assert value(found, "pupil_bridge_markers_refused_total", stream="Markers", reason="phone") == 2
+    assert value(found, "pupil_bridge_markers_refused_total", stream="Markers", reason="empty") == 1
+    uncertain = named(found, "pupil_bridge_marker_stream_uncertainty_seconds")
+    assert uncertain == {frozenset({("stream", "Markers")}): 0.00004}
+
+
 def test_a_status_of_which_parts_are_missing_has_the_rest() -> None:
     tree = status(device("phone"))
-    for part in ("problems", "loop", "process", "config", "sink_status"):
+    for part in ("problems", "loop", "process", "config", "sink_status", "markers"):
         del tree[part]
     found = scraped(tree)
     assert named(found, "pupil_bridge_config_refused") == {}
