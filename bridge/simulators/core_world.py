@@ -66,6 +66,7 @@ class World:
         self._started_s = time.time()
         self._recording: str | None = None
         self._recordings = 0
+        self._session = time.strftime("%Y_%m_%d")
         self._calibrating = False
         self._sequences: dict[str, int] = {}
 
@@ -97,9 +98,13 @@ class World:
         if len(message) < 2:
             return
         if message[0].startswith(b"notify."):
-            self._react(message[0][7:], _fields(message[1]))
+            fields = _fields(message[1])
+            if fields is not None and "subject" not in fields:
+                self.crashed = "KeyError: 'subject'"
+                return
+            self._react(message[0][7:], fields or {})
         elif message[0] == b"annotation" and "Annotation_Capture" in self._plugins:
-            self._annotate(_fields(message[1]))
+            self._annotate(_fields(message[1]) or {})
 
     def notify(self, subject: str, **fields: Any) -> None:
         """Send a notification and do what Capture does when it sees it."""
@@ -129,8 +134,10 @@ class World:
 
     def _start_recording(self, fields: dict[str, Any]) -> None:
         name = fields.get("session_name")
-        session = name if name and isinstance(name, str) else time.strftime("%Y_%m_%d")
-        self._recording = f"/recordings/{session}/{self._recordings:03d}"
+        if name and isinstance(name, str):
+            self._session = name  # and for the recordings after it
+        session = self._session
+        self._recording = f"/recordings/{session}/{self._recordings:03d}/"
         self._recordings += 1
         self._tell("recording", f"started {self._recording}")
         self.notify(
@@ -223,10 +230,10 @@ def _notification(subject: str, fields: dict[str, Any]) -> Message:
     return [topic.encode(), msgspec.msgpack.encode({"subject": subject, **fields, "topic": topic})]
 
 
-def _fields(payload: bytes) -> dict[str, Any]:
-    """What a message says; what strangers put on the backbone may be anything."""
+def _fields(payload: bytes) -> dict[str, Any] | None:
+    """What a message says. None if it says nothing: what strangers put on the backbone may be anything."""
     try:
         fields = msgspec.msgpack.decode(payload)
     except (msgspec.MsgspecError, ValueError, TypeError, RecursionError):
-        return {}
-    return fields if isinstance(fields, dict) else {}
+        return None
+    return fields if isinstance(fields, dict) else None

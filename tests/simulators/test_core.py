@@ -306,7 +306,8 @@ def test_a_multipart_request_goes_to_the_backbone_whole(start: Callable[..., Cor
     frames = [b"annotation", msgspec.msgpack.encode({"label": "go", "timestamp": 1.0}), b"raw", b""]
     assert core.ask(*frames) == "Message forwarded."
     assert backbone.recv_multipart() == frames
-    assert core.ask(b"notify.recording.should_start", msgspec.msgpack.encode({"session_name": "s"}))
+    should_start = {"subject": "recording.should_start", "session_name": "s"}
+    assert core.ask(b"notify.recording.should_start", msgspec.msgpack.encode(should_start))
     assert receive(backbone).topic == "notify.recording.should_start"
     assert receive(backbone).payload["session_name"] == "s"
 

@@ -91,7 +91,7 @@ def test_its_end_is_told_on_the_backbone(start: Callable[..., Core], app: str, s
 def test_a_crash_is_in_the_log_with_its_trace(start: Callable[..., Core]) -> None:
     core = start("--topics", "none", status=1)
     backbone = core.subscriber(b"logging.error")
-    core.ask(b"notify.frame_publishing.set_format", encode({"format": "png"}))
+    notify(core, "frame_publishing.set_format", format="png")
     text = receive(backbone).payload["msg"]
     assert text.startswith("Process Capture crashed with trace:\nTraceback")
     assert "'png' is not a valid FrameFormat" in text

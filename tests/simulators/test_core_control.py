@@ -87,7 +87,13 @@ def test_the_format_is_set_by_a_notification(start: Callable[..., Core], name: s
 @pytest.mark.parametrize("fields", [{"format": "png"}, {"format": 7}, {}])
 def test_an_unknown_format_ends_capture_with_a_traceback(start: Callable[..., Core], fields: dict[str, Any]) -> None:
     core = start(status=1)
-    core.ask(b"notify.frame_publishing.set_format", encode(fields))
+    notify(core, "frame_publishing.set_format", **fields)
+    assert core.process.wait(DEADLINE_S) == 1
+
+
+def test_a_notification_without_a_subject_ends_capture_with_a_traceback(start: Callable[..., Core]) -> None:
+    core = start(status=1)
+    core.ask(b"notify.recording.should_start", encode({"session_name": "a"}))
     assert core.process.wait(DEADLINE_S) == 1
 
 
@@ -155,5 +161,6 @@ def test_recordings_are_in_the_truth(start: Callable[..., Core]) -> None:
     core.ask(b"R a")
     core.ask(b"R b")  # it runs already
     core.ask(b"r")
+    core.ask(b"R")  # under the name of before
     rows = [row["payload"] for row in core.truth() if row["stream"] == "recording"]
-    assert rows == ["started /recordings/a/000", "stopped /recordings/a/000"]
+    assert rows == ["started /recordings/a/000/", "stopped /recordings/a/000/", "started /recordings/a/001/"]

@@ -208,7 +208,7 @@ def test_a_recording_with_annotations_and_a_calibration_by_the_control_socket(tm
             return str(daemon.ask(command, device=NAME, **arguments)["done"][NAME])
 
         assert daemon.device(NAME)["recording"] is None
-        assert answer("record", action="start", session="trial 7") == "records to /recordings/trial 7/000"
+        assert answer("record", action="start", session="trial 7") == "records to /recordings/trial 7/000/"
         assert daemon.device(NAME)["recording"] is True
         moments: dict[str, tuple[int, int]] = {}
         for number in range(5):
@@ -218,15 +218,15 @@ def test_a_recording_with_annotations_and_a_calibration_by_the_control_socket(tm
             before_ns = time.monotonic_ns()
             assert "Pupil time" in answer("event", text=f"now {number}")
             moments[f"now {number}"] = (before_ns, time.monotonic_ns())
-        assert answer("record", action="stop") == "has recorded to /recordings/trial 7/000"
+        assert answer("record", action="stop") == "has recorded to /recordings/trial 7/000/"
         assert daemon.device(NAME)["recording"] is False
         assert answer("calibrate", action="start") == "calibrates"
         assert answer("calibrate", action="stop") == "is calibrated"
         assert daemon.process.complaints() == []
 
     assert [row["payload"] for row in truth(path, "recording")] == [
-        "started /recordings/trial 7/000",
-        "stopped /recordings/trial 7/000",
+        "started /recordings/trial 7/000/",
+        "stopped /recordings/trial 7/000/",
     ]
     assert [row["payload"] for row in truth(path, "calibration")] == ["started", "successful"]
     rows = {row["payload"]: row for row in truth(path, "annotation")}

@@ -65,11 +65,11 @@ class TestRequests:
 
 class TestNotes:
     def test_what_capture_says_is_read(self) -> None:
-        started = {"subject": "recording.started", "rec_path": "/recordings/a/000", "session_name": "a", "topic": "x"}
+        started = {"subject": "recording.started", "rec_path": "/recordings/a/000/", "session_name": "a", "topic": "x"}
         failed = {"subject": "calibration.failed", "reason": "Not sufficient pupil data available.", "timestamp": 1.0}
         logged = {"name": "annotations", "msg": "go annotation (0.003 seconds ago)", "args": [], "levelno": 20}
         assert decode_note([b"notify.recording.started", encode(started)]) == Note(
-            notes.RECORDING_STARTED, "/recordings/a/000"
+            notes.RECORDING_STARTED, "/recordings/a/000/"
         )
         assert decode_note([b"notify.calibration.failed", encode(failed)]) == Note(
             notes.CALIBRATION_FAILED, "Not sufficient pupil data available."
