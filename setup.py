@@ -82,6 +82,7 @@ setup(
             "pytest>=8.2",
             "pytest-asyncio>=0.24",
             "pytest-timeout>=2.3",
+            "pytest-xdist>=3.6",
             "pyxdf>=1.16",
             "rosbags>=0.11",
             "ruff>=0.6",

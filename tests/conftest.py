@@ -15,6 +15,15 @@ from pathlib import Path
 import pytest
 
 from bridge.service.loopback import write_lsl_api_cfg
+from tests import networks
+
+# One of several processes that run tests side by side (pytest-xdist): what the others do on the network is not here.
+WORKER = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw"))
+WORKERS = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
+if WORKERS > 1 and not networks.why_not():
+    networks.leave()
+# Fast DDS' shared memory goes by these, whatever the network.
+ROS_DOMAINS = range(1 + WORKER, 100, WORKERS)
 
 # Before anything imports pylsl or rclpy, which read these when they are loaded; child processes inherit them.
 _DIRECTORY = tempfile.TemporaryDirectory(prefix="pupil-bridge-tests-")
@@ -22,7 +31,7 @@ _CFG = Path(_DIRECTORY.name) / "lsl_api.cfg"
 write_lsl_api_cfg(_CFG, f"pupil-bridge-test-{random.randrange(10**9)}")
 os.environ["LSLAPICFG"] = str(_CFG)
 os.environ["ROS_AUTOMATIC_DISCOVERY_RANGE"] = "LOCALHOST"
-os.environ["ROS_DOMAIN_ID"] = str(random.randrange(1, 100))  # while modules are imported: each has its own, below
+os.environ["ROS_DOMAIN_ID"] = str(random.choice(ROS_DOMAINS))  # while modules are imported: each has its own, below
 os.environ["ROS_PYTHON_CHECK_FIELDS"] = "1"
 os.environ["ROS_LOG_DIR"] = _DIRECTORY.name
 os.environ["XDG_STATE_HOME"] = _DIRECTORY.name
@@ -42,7 +51,7 @@ def pytest_sessionfinish() -> None:
 def _a_ros_domain_of_its_own() -> Iterator[None]:
     """Nodes of an earlier module, which Fast DDS may show for some seconds more, are not this module's peers."""
     with pytest.MonkeyPatch.context() as patch:
-        others = [number for number in range(1, 100) if number != int(os.environ["ROS_DOMAIN_ID"])]
+        others = [number for number in ROS_DOMAINS if number != int(os.environ["ROS_DOMAIN_ID"])]
         patch.setenv("ROS_DOMAIN_ID", str(random.choice(others)))
         yield
 

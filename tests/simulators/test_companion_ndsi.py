@@ -16,6 +16,7 @@ import pytest
 
 from bridge.simulators.companion_cameras import H264Camera
 from bridge.simulators.companion_sensor import SCENE_PX
+from tests import networks
 from tests.simulators.ndsi_host import read_truth
 from tests.system import test_ndsi_conformance as conformance
 
@@ -35,9 +36,9 @@ def test_the_unmodified_ndsi_client_decodes_the_scenes_h264(tmp_path: Path, star
     client_command = [conformance.PYTHON, CLIENT, "--gaze-samples", 100, "--events", 1, "--done-event", "done"]
     client_command += ["--sensors", 5, "--imu-samples", 100, "--frames", 50, "--timeout", 40]
     with (
-        conformance._namespace() as inside,
-        conformance._process([*inside, *device_command]) as device,
-        conformance._process([*inside, *client_command]) as client,
+        networks.addressed(conformance.ADDRESS),
+        conformance._process(device_command) as device,
+        conformance._process(client_command) as client,
     ):
         json.loads(conformance._line(device, deadline))
         while not any(row["payload"] == "done" for row in read_truth(path, "event")):

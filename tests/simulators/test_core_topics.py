@@ -253,7 +253,7 @@ def test_surfaces_come_with_every_world_frame_and_have_all_gaze_once(watched: Wa
         (("--gaze-mapping", "mono-2d"), {"gaze.2d.0.", "gaze.2d.1."}),
         (("--integer-keys",), {"gaze.3d.01."}),
     ],
-    ids=lambda value: "".join(value),
+    ids=["2d", "mono", "mono-2d", "integer-keys"],
 )
 def test_gaze_is_mapped_as_asked(start: Callable[..., Core], options: tuple[str, ...], topics: set[str]) -> None:
     recorded = {frames[0].decode(): decode(frames[1]) for _, frames in read_tape()[1]}

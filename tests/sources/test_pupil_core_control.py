@@ -214,7 +214,7 @@ async def test_it_is_said_when_no_recording_keeps_an_annotation(lab: Lab) -> Non
     assert "nothing keeps it" in await lab.device.actions["annotate"](Event("go"))
 
 
-@pytest.mark.parametrize("host_s", [math.nan, math.inf, -math.inf, 1e300, time.time(), -1e6])
+@pytest.mark.parametrize("host_s", [math.nan, math.inf, -math.inf, 1e300, 1.8e9, -1e6])
 async def test_a_moment_of_another_clock_is_refused(lab: Lab, host_s: float) -> None:
     with pytest.raises(Refused, match="not of the last day"):
         await lab.device.actions["annotate"](Event("go", host_s=host_s))

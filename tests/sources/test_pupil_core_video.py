@@ -217,11 +217,12 @@ async def test_cameras_that_stay_dark_are_said_once(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setattr(pupil_core_video, "PLUGIN_PATIENCE_S", 0.0)
-    monkeypatch.setattr(pupil_core_video, "PATIENCE_S", 0.3)
     lab = small(topics=list(ALL))
     try:
         await ready(lab)
         lab.capture.publish(picture(0))
+        await until(lambda: len(lab.out("scene").samples) == 1, "the scene is not dark")
+        monkeypatch.setattr(pupil_core_video, "PATIENCE_S", 0.3)
         await until(lambda: "no pictures come" in caplog.text, "it was said")
         requests = len(lab.capture.requests)
         await until(lambda: len(lab.capture.requests) > requests + 20, "more requests")

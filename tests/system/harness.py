@@ -7,7 +7,6 @@ import json
 import os
 import re
 import selectors
-import shutil
 import signal
 import socket
 import subprocess
@@ -248,15 +247,3 @@ def truth(path: Path, stream: str) -> list[dict[str, Any]]:
         if row["stream"] == stream:
             rows.append(row)
     return rows
-
-
-def no_namespaces() -> str:
-    """Why network namespaces cannot be made here; empty when they can."""
-    if sys.platform != "linux" or os.geteuid() != 0:
-        return "needs root on Linux, to make a network namespace"
-    for tool in ("unshare", "ip"):
-        if shutil.which(tool) is None:
-            return f"needs `{tool}` (packages util-linux and iproute2)"
-    if subprocess.run(["unshare", "-n", "true"], capture_output=True, check=False).returncode != 0:
-        return "network namespaces are not allowed here"
-    return ""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import ctypes
 import json
 import os
 import random
@@ -21,16 +20,17 @@ from typing import Any
 import pytest
 
 from bridge.clock.host import SuspendWatch
+from tests import networks
+from tests.networks import ip
 from tests.sources import lab as clock_of_phones
 from tests.sources.lab import TIME_ECHO, device_time, gaze_frames
 from tests.sources.test_ndsi_source import Lab
 from tests.sources.zre_peer import until
-from tests.system.harness import Bridge, Process, bridge, free_port, no_namespaces, simulator, truth, wait_until
+from tests.system.harness import Bridge, Process, bridge, free_port, simulator, truth, wait_until
 
 NUMBER = random.randrange(10**9)  # see test_restart.py
 NAME = f"phone_{NUMBER}"
 LSL = '[[sink]]\ntype = "lsl"\n'
-CLONE_NEWNET = 0x40000000
 HERE, THERE, SECOND = "10.213.8.1", "10.213.8.2", "10.213.9.1"
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(150)]
@@ -216,12 +216,8 @@ async def test_after_a_sleep_of_this_computer_stamps_are_right_at_once(tmp_path:
         await lab.end()
 
 
-MISSING = no_namespaces()
+MISSING = networks.why_not()
 in_a_network = pytest.mark.skipif(bool(MISSING), reason=MISSING or "all is there")
-
-
-def ip(line: str) -> None:
-    subprocess.run(["ip", *line.split()], check=True, timeout=20)
 
 
 def nft(line: str) -> None:
@@ -232,38 +228,14 @@ def nft(line: str) -> None:
 def network() -> Iterator[Callable[[], Any]]:
     """This thread, and the processes that it starts, in a network of its own: lab0 is this computer's interface, and
     lab1, to which it leads, is in another namespace. Yields what starts a process over there: a ``with`` block."""
-    libc = ctypes.CDLL(None, use_errno=True)
-
-    def call(result: int) -> None:
-        if result != 0:
-            raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()))
-
-    @contextmanager
-    def over_there() -> Iterator[None]:
-        with open("/proc/thread-self/ns/net", "rb") as here:
-            call(libc.setns(there.fileno(), CLONE_NEWNET))
-            try:
-                yield
-            finally:
-                call(libc.setns(here.fileno(), CLONE_NEWNET))
-
-    with ExitStack() as stack:
-        before = stack.enter_context(open("/proc/thread-self/ns/net", "rb"))
-        stack.callback(lambda: call(libc.setns(before.fileno(), CLONE_NEWNET)))
-        call(libc.unshare(CLONE_NEWNET))
-        there = stack.enter_context(open("/proc/thread-self/ns/net", "rb"))
-        ip("link set lo up")
-        call(libc.unshare(CLONE_NEWNET))
-        here = stack.enter_context(open("/proc/thread-self/ns/net", "rb"))
-        ip("link set lo up")
+    with networks.fresh() as there, networks.fresh():
         ip(f"link add lab0 type veth peer name lab1 netns /proc/{os.getpid()}/fd/{there.fileno()}")
         ip(f"address add {HERE}/24 broadcast + dev lab0")
         ip("link set lab0 up")
-        with over_there():
+        with networks.inside(there):
             ip(f"address add {THERE}/24 broadcast + dev lab1")
             ip("link set lab1 up")
-        call(libc.setns(here.fileno(), CLONE_NEWNET))
-        yield over_there
+        yield lambda: networks.inside(there)
 
 
 @pytest.mark.root

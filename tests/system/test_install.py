@@ -19,6 +19,7 @@ from pathlib import Path
 import pylsl
 import pytest
 
+from tests.networks import outside
 from tests.system.harness import Bridge, running, truth, wait_until
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
@@ -80,7 +81,9 @@ def interpreter(version: str) -> str | None:
 @functools.cache
 def package_index() -> bool:
     command = [sys.executable, "-m", "pip", "install", "--dry-run", "--ignore-installed", "--no-deps", "--quiet"]
-    done = subprocess.run([*command, "--retries", "0", "--timeout", "10", "click"], capture_output=True, check=False)
+    done = subprocess.run(
+        [*outside(), *command, "--retries", "0", "--timeout", "10", "click"], capture_output=True, check=False
+    )
     return done.returncode == 0
 
 
@@ -106,7 +109,8 @@ def installed(tree: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[
         directory = tmp_path_factory.mktemp(f"venv{version}")
         made = Environment(directory)
         subprocess.run([python, "-m", "venv", str(directory)], check=True)
-        done = made.run("pip", "install", "--disable-pip-version-check", str(tree), timeout_s=240)
+        command = [*outside(), *made.command("pip", "install", "--disable-pip-version-check", str(tree))]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=240, check=False)
         assert done.returncode == 0, done.stdout + done.stderr
         return made
 
@@ -128,7 +132,7 @@ def free_udp_port() -> int:
 
 def test_the_wheel_holds_every_module_and_every_file_that_is_installed(tree: Path, tmp_path: Path) -> None:
     command = [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--wheel-dir", str(tmp_path), str(tree)]
-    subprocess.run(command, check=True, capture_output=True)
+    subprocess.run([*outside(), *command], check=True, capture_output=True)
     (wheel,) = tmp_path.glob("pupil_bridge-*-py3-none-any.whl")
     names = set(zipfile.ZipFile(wheel).namelist())
     modules = {str(path.relative_to(tree)) for path in (tree / "bridge").rglob("*.py")}

@@ -8,7 +8,6 @@ from __future__ import annotations
 import json
 import os
 import select
-import shutil
 import subprocess
 import sys
 import time
@@ -19,6 +18,8 @@ from typing import Any
 
 import pytest
 
+from tests import networks
+
 REPOSITORY = Path(__file__).parents[2]
 CLIENT = Path(__file__).parent / "ndsi_peer" / "client.py"
 PYTHON = Path(os.environ.get("NDSI_PYTHON", REPOSITORY / ".venv-ndsi" / "bin" / "python"))
@@ -28,44 +29,12 @@ DEADLINE_S = 45.0
 
 def _missing() -> str:
     """Why the test cannot run here; empty when it can."""
-    if sys.platform != "linux" or os.geteuid() != 0:
-        return "needs root on Linux, to make a network namespace"
-    for tool in ("unshare", "nsenter", "ip"):
-        if shutil.which(tool) is None:
-            return f"needs `{tool}` (packages util-linux and iproute2)"
-    if subprocess.run(["unshare", "-n", "true"], capture_output=True, check=False).returncode != 0:
-        return "network namespaces are not allowed here"
-    if not PYTHON.exists():
-        return f"the ndsi environment is not there ({PYTHON}): run `make ndsi-env`"
-    return ""
+    if PYTHON.exists():
+        return networks.why_not()
+    return f"the ndsi environment is not there ({PYTHON}): run `make ndsi-env`"
 
 
 MISSING = _missing()
-
-
-@contextmanager
-def _namespace() -> Iterator[list[str]]:
-    """A fresh network namespace with one addressed interface; yields the prefix of commands that run in it."""
-    # cat holds the namespace open until its stdin closes, also when this process is killed.
-    holder = subprocess.Popen(["unshare", "-n", "sh", "-c", "echo; exec cat"], stdin=-1, stdout=-1)
-    assert holder.stdin is not None
-    assert holder.stdout is not None
-    try:
-        holder.stdout.readline()
-        inside = ["nsenter", "--net", f"--target={holder.pid}"]
-        for line in (
-            "link set lo up",
-            "link add probe0 type veth peer name probe1",
-            f"address add {ADDRESS}/24 broadcast + dev probe0",
-            "link set probe0 up",
-            "link set probe1 up",
-        ):
-            subprocess.run([*inside, "ip", *line.split()], check=True, timeout=DEADLINE_S)
-        yield inside
-    finally:
-        holder.stdin.close()
-        holder.wait(DEADLINE_S)
-        holder.stdout.close()
 
 
 @contextmanager
@@ -101,9 +70,9 @@ def test_the_unmodified_ndsi_client_attaches_streams_and_gets_its_echo(tmp_path:
     client_command = [PYTHON, CLIENT, "--gaze-samples", 240, "--events", 8, "--done-event", "done", "--timeout", 30]
     client_command += ["--sensors", 5, "--imu-samples", 200, "--frames", 20]
     with (
-        _namespace() as inside,
-        _process([*inside, *device_command]) as device,
-        _process([*inside, *client_command]) as client,
+        networks.addressed(ADDRESS),
+        _process(device_command) as device,
+        _process(client_command) as client,
     ):
         ready = json.loads(_line(device, deadline))
         while not any(sample["payload"] == "done" for sample in _truth(truth)):

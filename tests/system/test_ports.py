@@ -5,7 +5,6 @@ LSL and ROS 2 run as they do by default, not confined to loopback: nothing leave
 
 from __future__ import annotations
 
-import ctypes
 import ipaddress
 import os
 import re
@@ -21,12 +20,12 @@ from typing import NamedTuple
 
 import pytest
 
-from tests.system.harness import Bridge, bridge, free_port, no_namespaces, simulator, wait_until
+from tests import networks
+from tests.system.harness import Bridge, bridge, free_port, simulator, wait_until
 
 PAGE = Path(__file__).parents[2] / "docs" / "security.md"
 ADDRESS = "10.213.8.1"
 BROADCAST = "10.213.8.255"
-CLONE_NEWNET = 0x40000000
 DOMAIN_ID = 3
 TCP_LISTEN = "0A"
 LSL_PORTS = range(16571, 16604)
@@ -49,7 +48,7 @@ type = "lsl"
 ROS = '[[sink]]\ntype = "ros2"'
 
 
-MISSING = no_namespaces()
+MISSING = networks.why_not()
 pytestmark = [pytest.mark.root, pytest.mark.skipif(bool(MISSING), reason=MISSING or "all is there")]
 
 
@@ -130,28 +129,9 @@ def _address(text: str) -> str:
 
 @contextmanager
 def network() -> Iterator[None]:
-    """This thread, and the processes that it starts, in a fresh network namespace with one addressed interface."""
-    libc = ctypes.CDLL(None, use_errno=True)
-
-    def call(result: int) -> None:
-        if result != 0:
-            raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()))
-
-    with open("/proc/thread-self/ns/net", "rb") as before:
-        call(libc.unshare(CLONE_NEWNET))
-        try:
-            for line in (
-                "link set lo up",
-                "link add probe0 type veth peer name probe1",
-                f"address add {ADDRESS}/24 broadcast + dev probe0",
-                "link set probe0 up",
-                "link set probe1 up",
-                "route add 224.0.0.0/4 dev probe0",
-            ):
-                subprocess.run(["ip", *line.split()], check=True, timeout=20)
-            yield
-        finally:
-            call(libc.setns(before.fileno(), CLONE_NEWNET))
+    with networks.addressed(ADDRESS):
+        networks.ip("route add 224.0.0.0/4 dev probe0")
+        yield
 
 
 @contextmanager
