@@ -24,6 +24,7 @@ from bridge.pipeline import Device, Pipeline
 from bridge.service.quiet import LineBudget
 from bridge.sources.interfaces import Interface, find_interface
 from bridge.sources.ndsi_choice import recognise
+from bridge.sources.ndsi_doubt import Doubts
 from bridge.sources.ndsi_phone import Phone
 from bridge.sources.ndsi_sensor import check_endpoints
 from bridge.sources.ndsi_session import TimeSyncSession
@@ -63,6 +64,7 @@ class NdsiDeviceSource:
         self._own_names: set[str] = set()
         self._sessions: dict[str, TimeSyncSession] = {}  # by device, for as long as the daemon runs
         self._life: object = None  # of the discovery node, another one at each run
+        self._doubts = Doubts(self._rivals, self._attach, SILENT_AFTER_NS, lambda: self._postponed is not None)
         self._postponed: list[ZreEvent] | None = None  # what comes while the devices are changed
         self.lines = LineBudget()
 
@@ -144,11 +146,13 @@ class NdsiDeviceSource:
             async with asyncio.TaskGroup() as self._tasks:
                 self._life = object()
                 reason = await self._watch(node)
+                self._doubts.clear()
                 for peer in list(self._phones):
                     self._peer_gone(peer)
             raise DeviceUnavailable(reason)
         finally:
             self._life = None
+            self._doubts.clear()
             if self._postponed:
                 self._postponed.clear()
             for peer in list(self._phones):
@@ -189,6 +193,7 @@ class NdsiDeviceSource:
                 if (phone := self._phones.get(event.peer)) is not None:
                     phone.sent(event.content[0], event.sent_ns)
             case "EXIT":
+                self._doubts.forget(event.peer)
                 self._peer_gone(event.peer)
 
     def _announced(self, event: ZreEvent) -> None:
@@ -201,10 +206,18 @@ class NdsiDeviceSource:
             log.debug("from %r: %s", event.name, error)
             return
         if isinstance(announcement, ndsi.Attach):
-            self._attach(event.peer, event.name, announcement)
+            known = event.peer in self._phones or self._names.known(announcement.sensor_uuid) is not None
+            if known or not self._doubts.keeps(event.peer, event.name, announcement, self._tasks):
+                self._attach(event.peer, event.name, announcement)
         elif (phone := self._phones.get(event.peer)) is not None:
             phone.announced.pop(announcement.sensor_uuid, None)
             phone.detach(announcement.sensor_uuid)
+        else:
+            self._doubts.detach(event.peer, announcement.sensor_uuid)
+
+    def _rivals(self, own_name: str) -> list[Phone]:
+        """The phones of this name of which something is known: one that has not sent yet is there."""
+        return [phone for phone in self._phones.values() if phone.own_name == own_name and phone.has_sent]
 
     def _attach(self, peer: uuid.UUID, own_name: str, attach: ndsi.Attach) -> None:
         phone = self._phones.get(peer) or self._meet(peer, own_name, attach.sensor_uuid)

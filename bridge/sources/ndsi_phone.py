@@ -63,7 +63,7 @@ class Phone:
         self.sensors: dict[str, Sensor] = {}
         self.ids: set[str] = set()  # of its sensors, the unused ones too
         self.announced: dict[str, ndsi.Attach] = {}
-        self.last_data_ns = monotonic_ns()
+        self.last_data_ns = self._met_ns = monotonic_ns()
         self._source = source
         self._chosen = config.sensors
         self._cameras: dict[str, Camera] = {}  # by the sensor's UUID
@@ -79,6 +79,10 @@ class Phone:
     @property
     def name(self) -> str:
         return self.device.descriptor.name
+
+    @property
+    def has_sent(self) -> bool:
+        return self.last_data_ns > self._met_ns
 
     def attach(self, attach: ndsi.Attach) -> None:
         """Opens the sensor, if it is of a type that is used."""

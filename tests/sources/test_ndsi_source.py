@@ -239,6 +239,50 @@ async def test_a_phone_that_comes_back_under_another_identity_is_the_same_device
     assert lab.sink.devices == ["companion"]
 
 
+async def test_a_phone_that_is_killed_and_back_at_once_with_nothing_of_before_but_its_name_is_the_same_device(
+    lab: Lab,
+) -> None:
+    killed = lab.phone()
+    await killed.attached()
+    await lab.serves(killed)
+    again = lab.phone()
+    await killed.end()  # whoever listens is not told
+    lab.phones.remove(killed)
+    await again.attached()
+    await lab.serves(again)
+    assert lab.sink.devices == ["companion"]
+
+
+async def test_a_second_phone_of_the_same_name_is_another_device_and_the_first_does_not_notice(lab: Lab) -> None:
+    first, second = lab.phone(), lab.phone()
+    await first.attached()
+    await lab.serves(first)
+    streaming = Streaming(lab, first, "companion")
+    await second.attached()
+    await streaming.all_arrive()
+    await lab.serves(second, "raw")
+    await lab.serves(first)
+    assert lab.sink.devices == ["companion", "raw"]
+
+
+async def test_a_doubtful_phone_that_leaves_is_no_device_and_its_sensors_can_go_before(lab: Lab) -> None:
+    first, second, third = lab.phone(), lab.phone(), lab.phone()
+    await first.attached()
+    await lab.serves(first)
+    streaming = Streaming(lab, first, "companion")
+    for phone in (second, third):
+        await phone.meet()
+        for sensor in (phone.gaze, phone.event):
+            phone.whisper(sensor.attach())
+    second.beacon(port=0)
+    third.whisper(third.gaze.detach())
+    await until(lambda: third.event.subscribed["data"] == 1, "it is taken for another one")
+    await streaming.all_arrive()
+    assert lab.sink.devices == ["companion", "raw"]
+    assert not third.gaze.seen
+    assert not second.event.seen
+
+
 async def test_a_silent_phone_keeps_its_name_when_another_one_comes(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
