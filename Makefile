@@ -12,8 +12,8 @@
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 PIP_INSTALL := .venv/bin/python -m pip install --quiet --disable-pip-version-check --constraint requirements.lock
 PYTEST_ARGS ?=
-# Processes that run tests side by side, most of which wait; each in a network namespace of its own, which takes root.
-TEST_WORKERS ?= $(shell [ "$$(id -u)" = 0 ] && expr $$(nproc) + 1 || echo 0)
+# Processes that run tests side by side, most of which wait; each in a network namespace of its own, or one by one.
+TEST_WORKERS ?= $(shell unshare -n true 2>/dev/null && expr $$(nproc) + 1 || echo 0)
 SOAK_MINUTES ?= 30
 MESSAGES_SOURCES := $(wildcard pupil_msgs/*.* pupil_msgs/*/*)
 TEST_MESSAGES := tests/ros_packages/tf2_msgs tests/ros_packages/foxglove_msgs
@@ -33,7 +33,7 @@ demo: .venv/.ros-installed
 	@.venv/bin/pupil-bridge demo $(DEMO_ARGS)
 
 test: check .venv-ndsi/.installed .venv-colcon/.installed .venv/.messages-installed .venv/.test-messages-installed
-	.venv/bin/python -m pytest -c tests/pytest.ini --rootdir=. $(or $(PYTEST_ARGS),-n $(TEST_WORKERS) --dist loadfile --no-loadscope-reorder tests)
+	.venv/bin/python -m pytest -c tests/pytest.ini --rootdir=. $(or $(PYTEST_ARGS),-n $(TEST_WORKERS) --maxprocesses 8 --dist loadfile --no-loadscope-reorder tests)
 
 check: .venv/.test-installed
 	.venv/bin/ruff check .
