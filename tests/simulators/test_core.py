@@ -100,6 +100,11 @@ def receive(socket: zmq.Socket[bytes]) -> Received:
     return Received(time.monotonic_ns(), frames[0].decode(), decode(frames[1]), frames)
 
 
+def notify(core: Core, subject: str, **fields: Any) -> None:
+    payload = msgspec.msgpack.encode({"subject": subject, **fields})
+    assert core.ask(f"notify.{subject}".encode(), payload) == "Message forwarded."
+
+
 def receive_until(socket: zmq.Socket[bytes], wanted: Callable[[Received], bool]) -> Received:
     deadline_s = time.monotonic() + DEADLINE_S
     while time.monotonic() < deadline_s:

@@ -17,7 +17,7 @@ import pytest
 import zmq
 
 from bridge.simulators.zre_peer import ZrePeer, zre_address
-from tests.simulators.test_core import DEADLINE_S, Core, collect, receive, receive_until, start
+from tests.simulators.test_core import DEADLINE_S, Core, collect, notify, receive, receive_until, start
 from tests.sources.zre_peer import free_udp_port
 
 __all__ = ["start"]  # the fixture
@@ -25,10 +25,6 @@ __all__ = ["start"]  # the fixture
 GROUP = "default-time_sync-v1"
 TIME = struct.Struct("<d")
 encode = msgspec.msgpack.encode
-
-
-def notify(core: Core, subject: str, **fields: Any) -> None:
-    assert core.ask(f"notify.{subject}".encode(), encode({"subject": subject, **fields})) == "Message forwarded."
 
 
 # -------------------------------------------------------------------------------------------------------- Pupil Service

@@ -12,16 +12,12 @@ from typing import Any
 import msgspec
 import pytest
 
-from tests.simulators.test_core import DEADLINE_S, Core, Received, collect, receive, receive_until, start
+from tests.simulators.test_core import DEADLINE_S, Core, Received, collect, notify, receive, receive_until, start
 
 __all__ = ["start"]  # the fixture
 
 encode = msgspec.msgpack.encode
 SIZES = {"frame.world": (1280, 720), "frame.eye.0": (192, 192), "frame.eye.1": (192, 192)}
-
-
-def notify(core: Core, subject: str, **fields: Any) -> None:
-    assert core.ask(f"notify.{subject}".encode(), encode({"subject": subject, **fields})) == "Message forwarded."
 
 
 def disc(message: Received) -> tuple[float, float]:
