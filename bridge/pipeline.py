@@ -328,11 +328,13 @@ class Pipeline:
         for device in self.devices.values():
             device.settings = settings
 
-    def device(self, descriptor: DeviceDescriptor, asymmetry_ns: int = 0) -> Device:
-        """The device of that name; made, and opened in all sinks, at the first call."""
+    def device(self, descriptor: DeviceDescriptor, asymmetry_ns: int = 0, step_patience_ns: int = 0) -> Device:
+        """The device of that name; made, and opened in all sinks, at the first call. The others: `ClockSettings`."""
         known = self.devices.get(descriptor.name)
         if known is None:
-            settings = msgspec.structs.replace(self.clock_settings, asymmetry_ns=asymmetry_ns)
+            settings = msgspec.structs.replace(
+                self.clock_settings, asymmetry_ns=asymmetry_ns, step_patience_ns=step_patience_ns
+            )
             clock = DeviceClock(Clock(settings), self._scale)
             known = Device(descriptor, clock, self._settings, self.sinks, self.now_ns)
             self.devices[descriptor.name] = known

@@ -37,12 +37,15 @@ class ClockSettings(msgspec.Struct, frozen=True):
 
     ``asymmetry_ns``: a measured difference of the path's delays, to the device less back from it. ``largest_slew``:
     the most by which corrections bend the clock that is handed out. ``pings_to_lock``: round trips before it is.
+    ``step_patience_ns``: how long arrivals that agree on a step wait for a round trip that tells its size, where round
+    trips are answered: they may all be late by the same.
     """
 
     ping_interval_ns: int = 1_000_000_000
     asymmetry_ns: int = 0
     largest_slew: float = 0.001
     pings_to_lock: int = 5
+    step_patience_ns: int = 0
 
 
 class Clock:
@@ -340,11 +343,18 @@ class Clock:
         self.plan.burst()
         late_ns = expected.late_ns(device_ns, received_ns)
         self._suspects.doubt_arrival(device_ns, received_ns, late_ns, typical_ns, backwards=not impossible)
-        if not self._suspects.agreed(None):
+        if not self._suspects.agreed(None) or self._round_trip_tells(received_ns):
             return Arrival.SUSPECT
         self._step(self._suspects.shift_ns, received_ns)
         track.meet(device_ns, received_ns, self.epoch)
         return Arrival.FITS
+
+    def _round_trip_tells(self, now_ns: int) -> bool:
+        """Whether there is one to wait for, before arrivals alone begin an epoch."""
+        if self._suspects.pinged or self._last_received_ns is None:
+            return False
+        answers = now_ns - self._last_received_ns < HOLDOVER_INTERVALS * self.plan.interval_ns
+        return answers and now_ns - self._suspects.since_ns < self.settings.step_patience_ns
 
     def _close_block(self, late_ns: float, now_ns: int) -> None:
         block = self._blocks.close(late_ns, now_ns, self._model.arrival_scatter_ns, self._quantum_ns)

@@ -91,10 +91,17 @@ class Suspects:
         self.out_of_order_ns = 0.0
         self.watching = False  # arrivals wait to be agreed with
         self.shift_ns = 0.0  # what the last ``agreed`` agreed on
+        self.since_ns = 0  # when the first of the arrivals that wait was received
         self._pings: list[DoubtedPing] = []
         self._arrivals: list[DoubtedArrival] = []
+        self._agreeing: list[DoubtedPing] = []  # in the last ``agreed``
         self._newest: tuple[float, float] | None = None  # shift and reach of the newest suspect
         self._fits = 0
+
+    @property
+    def pinged(self) -> bool:
+        """Whether a round trip was among those that agreed."""
+        return bool(self._agreeing)
 
     @property
     def often(self) -> bool:
@@ -121,6 +128,8 @@ class Suspects:
         doubted = DoubtedArrival(device_ns, received_ns, late_ns, reach_ns, backwards)
         self._arrivals = [*recent, doubted][-KEPT_ARRIVALS:]
         self._newest = (late_ns, reach_ns)
+        if not self.watching:
+            self.since_ns = received_ns
         self.watching = True
         self._fits = 0
 
@@ -161,12 +170,17 @@ class Suspects:
         evidence += BLOCK_EVIDENCE * block
         if evidence < (MUCH_EVIDENCE if self.often else ENOUGH_EVIDENCE):
             return False
-        if arrivals:
+        self._agreeing = pings
+        # Arrivals may all be late by the same, but by no more than what makes them agree with a slow round trip.
+        best = min(pings, key=lambda p: p.reach_ns, default=None)
+        if best is not None and best.reach_ns < min((a.reach_ns for a in arrivals), default=LEAST_REACH_NS):
+            self.shift_ns = best.shift_ns
+        elif arrivals:
             self.shift_ns = min(a.late_ns for a in arrivals)
         elif block and block_late_ns is not None:
             self.shift_ns = block_late_ns
-        else:
-            self.shift_ns = min(pings, key=lambda p: p.reach_ns).shift_ns
+        elif best is not None:
+            self.shift_ns = best.shift_ns
         return True
 
     def witnesses(self) -> tuple[list[tuple[int, int]], list[RoundTrip]]:
@@ -174,12 +188,12 @@ class Suspects:
         arrivals = [
             (a.device_ns, a.received_ns) for a in self._arrivals if abs(a.late_ns - self.shift_ns) <= a.reach_ns
         ]
-        trips = [p.trip for p in self._pings if abs(p.shift_ns - self.shift_ns) <= p.reach_ns]
-        return arrivals, trips
+        return arrivals, [ping.trip for ping in self._agreeing]
 
     def clear(self) -> None:
         """They were right."""
         self._pings.clear()
+        self._agreeing = []
         self._arrivals.clear()
         self.watching = False
         self._fits = 0

@@ -49,6 +49,8 @@ DATA_PATIENCE_NS = 3_000_000_000  # without a datum, data and Pupil Remote are g
 BURST_INTERVAL_S = 3.0  # after the first bursts
 PORTS_CHECK_S = 5.0
 PING_POLL_S = 0.05
+# Capture answers at once, and its datums can be a second old: what it says of its clock is worth waiting for.
+STEP_PATIENCE_NS = 2_000_000_000
 ANNOTATION = notes.ANNOTATION.encode()
 CONFIRM_BURSTS = 10  # so often at least the clock is asked through Pupil Remote, where Time Sync answers as well
 
@@ -90,7 +92,7 @@ class PupilCoreDeviceSource:
         self._told_time_sync = False
         self._echoed = 0  # bursts since Pupil Remote was asked
         self._ended = False  # so Capture says; anybody can
-        self._clock_set = asyncio.Event()  # Capture's log says so, and no round trip has been made since
+        self._clock_set = asyncio.Event()  # by what is said or seems, and no round trip has been made since
 
     def open(self, pipeline: Pipeline) -> None:
         config = self._config
@@ -101,8 +103,8 @@ class PupilCoreDeviceSource:
             model="Pupil Core",
             transport="Pupil Core Network API",
         )
-        self._device = pipeline.device(descriptor, self._config.path_asymmetry_ns)
-        self._data = PupilCoreData(self._device, config, self._counts)
+        self._device = pipeline.device(descriptor, self._config.path_asymmetry_ns, STEP_PATIENCE_NS)
+        self._data = PupilCoreData(self._device, config, self._counts, self._clock_set.set)
         for topic, camera in CAMERAS.items():
             if topic.decode() in config.topics:
                 self._cameras[camera] = self._device.stream(video_stream(descriptor, config, camera))

@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 import re
 from collections import Counter, deque
+from collections.abc import Callable
 
 from bridge.clock.host import monotonic_ns
 from bridge.config import PupilCoreSource
@@ -43,8 +44,11 @@ LOG_LEVELS = {"warning": logging.WARNING, "error": logging.ERROR, "critical": lo
 class PupilCoreData:
     """The streams of one Pupil Capture but for its cameras', and what they are made of. They stay while it goes."""
 
-    def __init__(self, device: Device, config: PupilCoreSource, counts: Counter[str]) -> None:
-        """Opens the streams of all topics that are chosen. ``counts`` goes to the status."""
+    def __init__(
+        self, device: Device, config: PupilCoreSource, counts: Counter[str], ask_clock: Callable[[], None]
+    ) -> None:
+        """Opens the streams of all topics that are chosen. ``counts`` goes to the status; ``ask_clock`` is called when
+        datums look as if the clock had been set, and wait until `release`."""
         self.last_datum_ns = 0
         self._device = device
         self._config = config
@@ -52,6 +56,8 @@ class PupilCoreData:
         self._lines = LineBudget()
         self._held: list[tuple[list[bytes], int]] | None = None
         self._held_ns = 0
+        self._ask_clock = ask_clock
+        self._doubted = False  # pupils look as if the clock had been set
         self._annotated: deque[tuple[str, int]] = deque(maxlen=ANNOTATIONS_KNOWN)
         self._merging: list[Fixations | Blinks] = []  # what makes whole ones of the device's datums
         self._surfaces: dict[str, _Surface] = {}
@@ -135,6 +141,10 @@ class PupilCoreData:
             self.release()
         if self._held is None:
             self._take(frames, received_ns)
+            doubted, self._doubted = self._doubted, self._device.clock.doubting
+            if self._doubted and not doubted:  # gaze is too old on arrival to show that by itself
+                self.hold()
+                self._ask_clock()
         elif len(self._held) < HELD_MAX_DATUMS:
             self._held.append((frames, received_ns))
         else:

@@ -84,7 +84,7 @@ class TimeSync:
         and nothing in what they announce tells which is which.
         """
         known = self.clocks(host)
-        if self.asked is not None and self.asked not in known:
+        if self.asked is not None and known != [self.asked]:
             self._disconnect()
         if len(known) != 1:
             raise NoEcho

@@ -741,6 +741,39 @@ def test_a_step_is_seen_by_three_arrivals_alone_and_bridged(step_ns: int) -> Non
     assert play.clock.epoch == 1
 
 
+# Late samples of a clock that was set forward by less look like late samples.
+@pytest.mark.parametrize("step_ns", [step_ns for step_ns in STEPS_NS if not 0 < step_ns < 200 * MS])
+def test_a_step_while_samples_are_late_is_told_by_round_trips_where_these_are_waited_for(step_ns: int) -> None:
+    patient = Clock(ClockSettings(step_patience_ns=S))
+    play = locked(clock=patient, rate_hz=1000, floors_ns=(5 * MS, 5 * MS, MS))  # three samples before a round trip ends
+    play.run(100 * MS)
+    play.device, play.late = play.device.set_by(step_ns), lambda made_ns: 200 * MS
+    after = play.run(2 * S)
+    assert_stepped(play, step_ns, 20 * MS)
+    doubted = [sample for sample in after if sample.answer is Arrival.SUSPECT]
+    assert 3 < len(doubted) < 200
+    for sample in doubted:
+        mapped = play.clock.map(sample.stamp_ns)
+        assert mapped is not None
+        assert abs(mapped.host_ns - sample.true_ns) <= mapped.bound_ns, "what has waited is mapped rightly"
+    assert all(sample.held for sample in after if sample.mapped is not None)
+
+
+def test_a_step_after_which_nobody_answers_is_bridged_when_patience_ends() -> None:
+    play = locked(clock=Clock(ClockSettings(step_patience_ns=S)))
+    play.answering = False
+    play.device = play.device.set_by(-3 * S)
+    play.run(900 * MS)
+    assert play.clock.epoch == 0
+    play.run(300 * MS)
+    assert_stepped(play, -3 * S, 10 * MS)
+    assert play.clock.state(play.now_ns) is ClockState.BRIDGING
+    play.answering = True
+    play.run(20 * S)
+    assert play.clock.epoch == 1
+    assert play.clock.state(play.now_ns) is ClockState.LOCKED
+
+
 @pytest.mark.parametrize("step_ns", STEPS_NS)
 def test_a_step_is_seen_by_two_round_trips_alone(step_ns: int) -> None:
     play = locked(rate_hz=0)

@@ -62,7 +62,17 @@ def test_a_round_trip_and_an_arrival_agree(shift_ns: float, ping_first: bool) ->
     else:
         assert not watch.arrive(shift_ns + 1e6)
         assert watch.ping(shift_ns)
-    assert watch.shift_ns == shift_ns + 1e6
+    assert watch.shift_ns == shift_ns, "an arrival may be late"
+    assert len(watch.witnesses()[1]) == 1
+
+
+@pytest.mark.parametrize("shift_ns", SHIFTS_NS)
+def test_where_round_trips_are_slow_an_arrival_tells_more(shift_ns: float) -> None:
+    watch = Watch()
+    assert not watch.ping(shift_ns + 30e6, reach_ns=40e6)
+    assert watch.arrive(shift_ns)
+    assert watch.shift_ns == shift_ns
+    assert [len(each) for each in watch.witnesses()] == [1, 1]
 
 
 @given(st.lists(st.integers(-60, 60), min_size=1, max_size=12, unique=True), st.booleans())

@@ -38,8 +38,9 @@ def gaze(number: float, at_s: float | None = None, **more: Any) -> list[bytes]:
     return [b"gaze.2d.0.", encode(datum)]
 
 
-def pupil(number: float, eye: int = 0) -> list[bytes]:
-    datum = {"timestamp": pupil_time(), "confidence": 0.5, "norm_pos": [number, 0.25], "diameter": 20.0, "id": eye}
+def pupil(number: float, eye: int = 0, at_s: float | None = None) -> list[bytes]:
+    timestamp = pupil_time() if at_s is None else at_s
+    datum = {"timestamp": timestamp, "confidence": 0.5, "norm_pos": [number, 0.25], "diameter": 20.0, "id": eye}
     return [b"pupil.%d.2d" % eye, encode(datum)]
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import logging
 import math
@@ -294,6 +295,33 @@ async def test_what_arrives_while_the_clock_is_set_is_mapped_by_the_clock_that_s
             of_s = core_lab.PUPIL_TIME_OFFSET_S - (0.0 if payload[1] == 101.0 else 0.1)
             assert abs(host_ns - (sample.device_ns - of_s * 1e9)) < 5_000_000, payload[1]
         assert lab.counts["clock_set_by_log"] == 1
+
+
+async def test_late_datums_of_a_clock_that_was_set_without_a_word_do_not_tell_by_how_much(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """On a computer that has too much to do all of them are late, and not every program that sets the clock logs it."""
+    async with capture("gaze", "pupil") as lab:
+        for number in range(20):
+            lab.capture.publish(gaze(float(number), pupil_time() - 0.03))
+            lab.capture.publish(pupil(float(number)))
+        await soon(lab, "pupil_0_2d", 20)
+        await soon(lab, "gaze", 20)
+        epoch = lab.device.clock.epoch
+        await asyncio.sleep(0.25)  # so long they are on their way now
+        monkeypatch.setattr(core_lab, "PUPIL_TIME_OFFSET_S", core_lab.PUPIL_TIME_OFFSET_S - 10.0)
+        for number in range(100, 110):
+            late_s = pupil_time() - 0.2
+            lab.capture.publish(pupil(float(number), at_s=late_s))
+            lab.capture.publish(gaze(float(number), late_s))
+        for stream in ("pupil_0_2d", "gaze"):
+            await soon(lab, stream, 30)
+            out = lab.out(stream)
+            for payload, sample, host_ns in zip(out.payloads, out.samples, out.host_ns, strict=True):
+                of_s = core_lab.PUPIL_TIME_OFFSET_S + (0.0 if payload[1] >= 100.0 else 10.0)
+                assert abs(host_ns - (sample.device_ns - of_s * 1e9)) < 5_000_000, (stream, payload[1])
+        assert lab.device.clock.epoch == epoch + 1
+        assert "clock_set_by_log" not in lab.counts
 
 
 async def test_a_stranger_who_writes_the_log_for_ever_holds_nothing_up() -> None:

@@ -79,9 +79,9 @@ async def clock(reply: Callable[[], bytes] = now) -> AsyncIterator[Echo]:
 
 
 @asynccontextmanager
-async def group(*ports: int) -> AsyncIterator[TimeSync]:
+async def group(*ports: int, beacon_port: int | None = None) -> AsyncIterator[TimeSync]:
     """A listener in a group where clocks with these ports have been announced."""
-    beacon_port = free_udp_port()
+    beacon_port = beacon_port or free_udp_port()
     heard = TimeSync(asyncio.get_running_loop(), HOST, beacon_port)
     peers = []
     try:
@@ -128,6 +128,22 @@ async def test_of_two_clocks_at_one_address_none_is_asked() -> None:
         with pytest.raises(NoEcho):
             await heard.burst(HOST, OFFSET_NS, 100_000, 8)
         assert one.asked == other.asked == 0
+
+
+async def test_a_clock_that_was_asked_is_not_once_there_is_another() -> None:
+    beacon_port = free_udp_port()
+    async with clock() as one, clock() as other, group(one.port, beacon_port=beacon_port) as heard:
+        await heard.burst(HOST, OFFSET_NS, 100_000, 8)
+        assert heard.asked == (HOST, one.port)
+        peer = RawPeer(beacon_port)
+        try:
+            await announce(peer, other.port)
+            await until(lambda: len(heard.clocks(HOST)) == 2, "it is known")
+            with pytest.raises(NoEcho):
+                await heard.burst(HOST, OFFSET_NS, 100_000, 8)
+            assert heard.asked is None
+        finally:
+            peer.close()
 
 
 async def test_clocks_elsewhere_are_not_asked() -> None:
