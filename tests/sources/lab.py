@@ -253,6 +253,12 @@ class RawPhone(RawPeer):
             self.whisper(sensor.attach(data_endpoint=None) if sensor.kind == "hardware" else sensor.attach())
         await self.streams()
 
+    async def leaves(self) -> None:
+        """Says goodbye, and waits until nobody listens to it any more."""
+        self.beacon(port=0)
+        for sensor in self.sensors:
+            await until(lambda s=sensor: not any(s.subscribed.values()), f"nobody listens to {sensor.kind}")
+
     async def streams(self) -> None:
         for sensor in (self.gaze, self.event):
             await until(

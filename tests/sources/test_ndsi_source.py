@@ -218,9 +218,8 @@ async def test_a_phone_that_leaves_is_gone_and_is_served_again_when_it_comes_bac
     phone = lab.phone()
     await phone.attached()
     await lab.serves(phone)
-    phone.beacon(port=0)
-    await until(lambda: not lab.device().connected, "it has gone")
-    await until(lambda: phone.gaze.subscribed["data"] == 0, "nobody listens")
+    await phone.leaves()
+    assert not lab.device().connected
     await phone.attached()
     await lab.serves(phone)
     assert lab.sink.devices == ["companion"]
@@ -516,8 +515,8 @@ async def test_other_intervals_of_pings_hold_also_for_a_phone_that_comes_later(l
     plan = lab.device().clock.plan
     lab.source.set_clock(ClockConfig(ping_interval_s=0.2))
     assert plan.interval_ns == 200_000_000
-    phone.beacon(port=0)
-    await until(lambda: not lab.device().connected, "it has gone")
+    await phone.leaves()
+    assert not lab.device().connected
     lab.source.set_clock(ClockConfig(ping_interval_s=0.3))
     await phone.attached()
     await until(lambda: lab.device().connected, "it is back")
@@ -531,8 +530,8 @@ async def test_a_phone_that_left_while_it_recorded_is_pinged_as_usual_when_it_is
     phone.hardware.update("local_capture", True)
     await until(lambda: lab.device().recording, "it records")
     assert lab.device().clock.plan.interval_ns == 10 * 10**9
-    phone.beacon(port=0)
-    await until(lambda: not lab.device().connected, "it has gone")
+    await phone.leaves()
+    assert not lab.device().connected
     assert lab.device().recording is None
     phone.hardware.ignore_commands = 10**6
     await phone.attached()
@@ -936,8 +935,8 @@ async def test_devices_are_bounded_and_the_known_ones_are_served(
     assert len(lab.sink.devices) == 5
     assert lab.counts["devices_turned_away"] == 16
     await lab.serves(phone)
-    phone.beacon(port=0)
-    await until(lambda: not lab.device().connected, "it has gone")
+    await phone.leaves()
+    assert not lab.device().connected
     await phone.attached()
     await lab.serves(phone)
     names = json.loads((tmp_path / "names.json").read_text())
