@@ -327,6 +327,8 @@ class StreamInput:
             self.dropped["clock_epoch"] += dropped
         self._held.clear()
         self._suspects.clear()
+        if self._track is not None:  # its clock may go on as it was, and nothing of before is on its way
+            self._track = Track()
 
     def drain(self) -> None:
         """Releases everything that waits to be put in order."""

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from bridge.clock import ClockState, RoundTrip
 from bridge.pipeline import Pipeline, PipelineSettings
 from bridge.streams import DeviceDescriptor, StreamKind
-from tests.scripted import HOLD_NS, MS, PHONE, US, Bench, S, Shelf, descriptor, ready
+from tests.scripted import HOLD_NS, MS, PHONE, US, Bench, S, Shelf, descriptor, payloads, ready
 
 # --- rates -----------------------------------------------------------------------------------------------------------
 
@@ -186,6 +186,22 @@ def test_every_sink_hears_of_a_device_that_is_there_again_but_not_of_its_first_t
     bench.device.attached()
     assert [event.text for event in bench.sink.events] == ["epoch 1 restart", "epoch 2 restart"]
     assert other.events == bench.sink.events
+
+
+def test_late_samples_of_a_device_that_is_there_again_with_the_clock_of_before_are_its_own() -> None:
+    bench, stream, out = ready()
+    bench.run(stream, range(99))
+    bench.now_ns += 70 * MS
+    bench.sample(stream, 99, age_ns=60 * MS)  # as late as those that come
+    bench.device.detached()
+    bench.now_ns += S
+    bench.device.attached()
+    bench.lock()
+    for number in range(100, 150):
+        bench.now_ns += 10 * MS
+        bench.sample(stream, number, age_ns=60 * MS)
+    assert out.payloads == payloads(range(150))
+    assert stream.all_drops() == {}
 
 
 @pytest.mark.parametrize("suspended_ns", [30 * S, 2 * MS, 36_000 * S])
