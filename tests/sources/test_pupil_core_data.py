@@ -257,6 +257,23 @@ async def test_what_capture_complains_of_is_in_the_status_and_the_log(caplog: py
 # --- a clock that is set ---------------------------------------------------------------------------------------------
 
 
+async def twenty_of_each(lab: Lab) -> None:
+    """Gaze and pupils 0 to 19 have come, by the clock as it is."""
+    for number in range(20):
+        lab.capture.publish(gaze(float(number), pupil_time() - 0.03))
+        lab.capture.publish(pupil(float(number)))
+    await soon(lab, "pupil_0_2d", 20)
+    await soon(lab, "gaze", 20)
+
+
+def assert_mapped(lab: Lab, stream: str, offset_s: Callable[[float], float]) -> None:
+    """Every sample is where the clock that stamped it says: ``offset_s`` of its number, to be taken from Pupil time."""
+    out = lab.out(stream)
+    for payload, sample, host_ns in zip(out.payloads, out.samples, out.host_ns, strict=True):
+        number = payload[1]
+        assert abs(host_ns - (sample.device_ns - offset_s(number) * 1e9)) < 5_000_000, (stream, number)
+
+
 async def test_a_window_that_reaches_from_one_clock_into_the_other_is_not_told(monkeypatch: pytest.MonkeyPatch) -> None:
     """Capture keeps one datum from before the step for 0.3 s."""
     async with capture("pupil", "fixations", live=True) as lab:
@@ -277,10 +294,7 @@ async def test_what_arrives_while_the_clock_is_set_is_mapped_by_the_clock_that_s
 ) -> None:
     """Of a small step nothing tells but the log: no stamp is in the future, none goes backwards by much."""
     async with capture("gaze", "pupil") as lab:
-        for number in range(20):
-            lab.capture.publish(gaze(float(number), pupil_time() - 0.03))
-            lab.capture.publish(pupil(float(number)))
-        await soon(lab, "pupil_0_2d", 20)
+        await twenty_of_each(lab)
         offset_ns, epoch = lab.device.clock.offset_ns, lab.device.clock.epoch
         assert offset_ns is not None
         monkeypatch.setattr(core_lab, "PUPIL_TIME_OFFSET_S", core_lab.PUPIL_TIME_OFFSET_S + 0.1)
@@ -290,10 +304,8 @@ async def test_what_arrives_while_the_clock_is_set_is_mapped_by_the_clock_that_s
         lab.capture.publish(gaze(101.0, pupil_time()))
         await soon(lab, "gaze", 22)
         assert lab.device.clock.epoch == epoch + 1
-        out = lab.out("gaze")
-        for payload, sample, host_ns in zip(out.payloads, out.samples, out.host_ns, strict=True):
-            of_s = core_lab.PUPIL_TIME_OFFSET_S - (0.0 if payload[1] == 101.0 else 0.1)
-            assert abs(host_ns - (sample.device_ns - of_s * 1e9)) < 5_000_000, payload[1]
+        offset_s = core_lab.PUPIL_TIME_OFFSET_S
+        assert_mapped(lab, "gaze", lambda number: offset_s if number == 101.0 else offset_s - 0.1)
         assert lab.counts["clock_set_by_log"] == 1
 
 
@@ -302,11 +314,7 @@ async def test_late_datums_of_a_clock_that_was_set_without_a_word_do_not_tell_by
 ) -> None:
     """On a computer that has too much to do all of them are late, and not every program that sets the clock logs it."""
     async with capture("gaze", "pupil") as lab:
-        for number in range(20):
-            lab.capture.publish(gaze(float(number), pupil_time() - 0.03))
-            lab.capture.publish(pupil(float(number)))
-        await soon(lab, "pupil_0_2d", 20)
-        await soon(lab, "gaze", 20)
+        await twenty_of_each(lab)
         epoch = lab.device.clock.epoch
         await asyncio.sleep(0.25)  # so long they are on their way now
         monkeypatch.setattr(core_lab, "PUPIL_TIME_OFFSET_S", core_lab.PUPIL_TIME_OFFSET_S - 10.0)
@@ -314,12 +322,10 @@ async def test_late_datums_of_a_clock_that_was_set_without_a_word_do_not_tell_by
             late_s = pupil_time() - 0.2
             lab.capture.publish(pupil(float(number), at_s=late_s))
             lab.capture.publish(gaze(float(number), late_s))
+        offset_s = core_lab.PUPIL_TIME_OFFSET_S
         for stream in ("pupil_0_2d", "gaze"):
             await soon(lab, stream, 30)
-            out = lab.out(stream)
-            for payload, sample, host_ns in zip(out.payloads, out.samples, out.host_ns, strict=True):
-                of_s = core_lab.PUPIL_TIME_OFFSET_S + (0.0 if payload[1] >= 100.0 else 10.0)
-                assert abs(host_ns - (sample.device_ns - of_s * 1e9)) < 5_000_000, (stream, payload[1])
+            assert_mapped(lab, stream, lambda number: offset_s if number >= 100.0 else offset_s + 10.0)
         assert lab.device.clock.epoch == epoch + 1
         assert "clock_set_by_log" not in lab.counts
 
