@@ -23,13 +23,15 @@ from bridge.streams import DeviceDescriptor, StreamDescriptor
 
 log = logging.getLogger(__name__)
 
-TOLD_NS = 1_500_000_000  # how old a clock's last status may be when a round trip changes it
 CLOCK_SET_NS = 2_000_000_000  # so long after it is told, an epoch that begins is that of a clock that was set
 Action = Callable[[Any], Awaitable[str]]  # arguments of the command -> what was done, for a person; raises Refused
 
 
 class ClockStatus(msgspec.Struct, frozen=True):
-    """One device clock at one moment, as the Sync stream, ROS diagnostics and the status show it. Times in ns."""
+    """One device clock at one moment, as the Sync stream, ROS diagnostics and the status show it. Times in ns.
+
+    ``bound_ns`` is the widest since the last one that sinks were told: it has grown until a round trip came.
+    """
 
     host_ns: int
     device_ns: int | None
@@ -131,7 +133,6 @@ class Device:
         self.actions: dict[str, Action] = {}  # by command of the control surface, what its source can do
         self._now_ns = now_ns
         self._epoch = clock.epoch
-        self._told_ns = 0
         self._clock_set_ns: int | None = None
         self._lines = LineBudget()
         self._sinks: list[Sink] = []
@@ -173,10 +174,6 @@ class Device:
     def ping(self, trip: RoundTrip) -> None:
         """Feeds a round trip to the clock, and what waits for the clock to the sinks."""
         before = self.clock.locked
-        now_ns = self._now_ns()
-        if before and now_ns - self._told_ns > TOLD_NS:
-            # Ticks are late, and this may narrow a bound that has grown since the last one: what it was is to be known.
-            self._tell_status(now_ns)
         accepted = self.clock.ping(trip)
         if not accepted:
             log.debug(
@@ -270,8 +267,8 @@ class Device:
         self._tell_status(now_ns)
 
     def _tell_status(self, now_ns: int) -> None:
-        self._told_ns = now_ns
         status = self.clock_status(now_ns)
+        self.clock.told()
         for sink in self._sinks:
             sink.clock_status(self.descriptor, status)
 
@@ -287,8 +284,7 @@ class Device:
             host_ns=now_ns,
             device_ns=clock.to_device(now_ns),
             offset_ns=clock.offset_ns,
-            # What leaves may still be on its way to the estimate.
-            bound_ns=None if clock.bound_ns is None else clock.bound_ns + abs(clock.slew_ns),
+            bound_ns=clock.widest_bound_ns(now_ns),
             precision_ns=round(clock.precision_ns) if clock.offset_ns is not None else None,
             rtt_min_ns=rtts[0] if rtts else None,
             rtt_median_ns=rtts[1] if rtts else None,
@@ -328,12 +324,22 @@ class Pipeline:
         for device in self.devices.values():
             device.settings = settings
 
-    def device(self, descriptor: DeviceDescriptor, asymmetry_ns: int = 0, step_patience_ns: int = 0) -> Device:
+    def device(
+        self,
+        descriptor: DeviceDescriptor,
+        asymmetry_ns: int = 0,
+        step_patience_ns: int = 0,
+        *,
+        steps_at_once: bool = False,
+    ) -> Device:
         """The device of that name; made, and opened in all sinks, at the first call. The others: `ClockSettings`."""
         known = self.devices.get(descriptor.name)
         if known is None:
             settings = msgspec.structs.replace(
-                self.clock_settings, asymmetry_ns=asymmetry_ns, step_patience_ns=step_patience_ns
+                self.clock_settings,
+                asymmetry_ns=asymmetry_ns,
+                step_patience_ns=step_patience_ns,
+                steps_at_once=steps_at_once,
             )
             clock = DeviceClock(Clock(settings), self._scale)
             known = Device(descriptor, clock, self._settings, self.sinks, self.now_ns)

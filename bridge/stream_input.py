@@ -9,6 +9,7 @@ from typing import Protocol, runtime_checkable
 
 from bridge.clock import Arrival, Mapped, Track
 from bridge.clock.device_clock import DeviceClock
+from bridge.clock.watch import follows
 from bridge.streams import Payload, Sample, StreamDescriptor, StreamKind
 
 HOLD_MAX_SAMPLES = 20_000  # a stream's share of memory while its clock is not locked, whatever its rate
@@ -21,6 +22,7 @@ TWO_EPOCHS_NS = 5_000_000_000  # so long after a step a stream may still deliver
 LATEST_NS = 1_000_000_000  # a suspect that is later than that says nothing about when the step was
 FIRST_LATE_NS = 20_000_000
 USUAL_DELAY_SHARE = 0.05
+GOES_BACK_NS = 20_000_000  # as a rule at most, in streams that are put in order
 FLOOD_S = 15.0  # a network's outage, too, ends with many samples at once
 
 
@@ -95,6 +97,7 @@ class StreamInput:
         self._newest_epoch = self._epoch
         self._last_host_ns = 0
         self._span_ns = 0
+        self._usual_ns = 0  # between stamps, when the epoch began
         self._intervals = 0
         self._counted_out = 0
         self._out = 0.0  # samples out of one sink, on average
@@ -189,9 +192,7 @@ class StreamInput:
         self._map(sample, mapped)
 
     def _of_its_epoch(self, sample: Sample, mapped: Mapped) -> Mapped:
-        """Soon after a step a stream that is late (Core's gaze) still has stamps from before. Which of the two clocks
-        one is of: the old one's end where the new one's begin; where that leaves both, how late the stream usually is
-        tells."""
+        """Soon after a step a stream that is late (Core's gaze) still has stamps from before."""
         assert self._epoch_began_ns is not None
         if sample.received_ns - self._epoch_began_ns > TWO_EPOCHS_NS:
             self._epoch_began_ns = None
@@ -199,20 +200,33 @@ class StreamInput:
         before = self._clock.map_previous(sample.device_ns)
         if before is None or self._usual_delay_ns is None or self._track is not None:
             return mapped
+        return mapped if self._is_of_now(sample, mapped.host_ns, before.host_ns, self._usual_delay_ns) else before
+
+    def _is_of_now(self, sample: Sample, now_ns: int, before_ns: int, usual_delay_ns: float) -> bool:
+        """Which of two clocks has stamped it, by which it is of ``now_ns`` or ``before_ns``. The old one's stamps end
+        where the new one's begin; where that leaves both, what goes on where the one before it was is of the same
+        clock, and what runs back by most of a step backwards is of the new one; else how late the stream usually is
+        tells."""
         step_ns = self._clock.step_ns
         if self._first is not None and step_ns is not None:
             first_host_ns, first_device_ns = self._first
             if step_ns > 0:  # no clock showed what lies in between
-                return mapped if sample.device_ns >= first_device_ns - step_ns // 2 else before
-            # When it was set may be known a little late.
-            little_ns = min(-step_ns // 2, FIRST_LATE_NS)
-            is_before, is_now = before.host_ns < first_host_ns, mapped.host_ns >= first_host_ns - little_ns
+                is_before = sample.device_ns < first_device_ns - step_ns
+                is_now = sample.device_ns >= first_device_ns
+            else:  # when it was set may be known a little late
+                is_before = before_ns < first_host_ns
+                is_now = now_ns >= first_host_ns - min(-step_ns // 2, FIRST_LATE_NS)
             if is_before != is_now:
-                return mapped if is_now else before
-        received_ns, usual_ns = sample.received_ns, self._usual_delay_ns
-        now_off_ns = abs(received_ns - mapped.host_ns - usual_ns)
-        before_off_ns = abs(received_ns - before.host_ns - usual_ns)
-        return before if before_off_ns < now_off_ns else mapped
+                return is_now
+            gap_ns = 0 if self._newest_device_ns is None else sample.device_ns - self._newest_device_ns
+            if follows(gap_ns, self._usual_ns, GOES_BACK_NS, step_ns):
+                return self._newest_epoch == self._clock.epoch
+            if step_ns > 0:
+                return sample.device_ns >= first_device_ns - step_ns // 2
+            if gap_ns < step_ns // 2:
+                return True
+        expected_ns = sample.received_ns - usual_delay_ns
+        return abs(expected_ns - now_ns) <= abs(expected_ns - before_ns)
 
     def _map(self, sample: Sample, mapped: Mapped | None) -> None:
         if mapped is None:
@@ -312,6 +326,10 @@ class StreamInput:
         """
         self._epoch = self._clock.epoch
         self._epoch_began_ns = now_ns
+        if self._intervals:
+            self._usual_ns = self._span_ns // self._intervals
+            if self._track is not None:
+                self._track.usual_ns = self._usual_ns
         self._first = first
         if self._held:  # of which clock each of them is, nobody knows: there was no lock yet to judge by
             self.dropped["clock_epoch"] += len(self._held)

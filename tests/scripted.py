@@ -102,7 +102,7 @@ LATE = {"arrivals_bound_clock": False, "in_order": False}
 class Bench:
     """A pipeline with one device, whose clock is ``offset_ns`` ahead of the host's, and one sink."""
 
-    def __init__(self, hold_ns: int = HOLD_NS, offset_ns: int = 777 * S) -> None:
+    def __init__(self, hold_ns: int = HOLD_NS, offset_ns: int = 777 * S, *, steps_at_once: bool = False) -> None:
         self.now_ns = 1000 * S
         self.offset_ns = offset_ns
         self.sink = Shelf("lsl")
@@ -112,7 +112,7 @@ class Bench:
             clock_settings=ClockSettings(),
             now_ns=lambda: self.now_ns,
         )
-        self.device: Device = self.pipeline.device(PHONE)
+        self.device: Device = self.pipeline.device(PHONE, steps_at_once=steps_at_once)
 
     def stream(self, **changes: Any) -> tuple[StreamInput, Notebook]:
         stream = self.device.stream(descriptor(**changes))

@@ -402,6 +402,64 @@ def test_a_stale_stream_that_bounds_the_clock_is_mapped_with_the_clock_of_before
         assert out.hosts_ns == sorted(out.hosts_ns)
 
 
+@pytest.mark.parametrize("step_ns", [100 * MS, -200 * MS, 3600 * S, -3600 * S])
+@pytest.mark.parametrize("late_ms", [20, 90, 190, 400])
+@pytest.mark.parametrize("kind", ["gaze", "pupil"])
+def test_what_is_all_late_when_the_clock_is_set_is_mapped_with_the_clock_that_stamped_it(
+    kind: str, late_ms: int, step_ns: int
+) -> None:
+    """A device that has no time for a moment: what it stamped before and after comes in one go, after it has told that
+    its clock was set and round trips have shown by how much."""
+    bench = Bench()
+    late = {"reorder_window_ns": 300 * MS, **LATE} if kind == "gaze" else {}
+    stream, out = bench.stream(**late)
+    bench.lock()
+    bench.run(stream, range(500))
+    stamps_ns = []
+    for number in range(500, 500 + (late_ms + 30) // 10):
+        bench.now_ns += 10 * MS
+        stamps_ns.append((bench.now_ns - 2 * MS, bench.now_ns - 2 * MS + bench.offset_ns, float(number)))
+        if number == 500 + late_ms // 10:
+            bench.step(step_ns)
+            bench.device.clock_was_set(bench.now_ns)
+            for _ in range(2):
+                bench.ping(100 * US)
+    assert bench.device.clock.epoch == 1
+    for _, device_ns, value in stamps_ns:
+        bench.now_ns += 100 * US
+        stream.sample(device_ns, bench.now_ns, (value,))
+    bench.run(stream, range(500 + len(stamps_ns), 800))
+    bench.pipeline.close()
+    true_ns = {value: host_ns for host_ns, _, value in stamps_ns}
+    assert [
+        (sample.payload, (host_ns - true_ns[sample.payload[0]]) / MS)
+        for sample, mapped, host_ns in out.pushed
+        if sample.payload[0] in true_ns and abs(host_ns - true_ns[sample.payload[0]]) > mapped.bound_ns
+    ] == []
+    assert not stream.dropped
+    assert out.payloads == payloads(range(800))
+
+
+@pytest.mark.parametrize("step_ms", [50, -60])
+def test_of_a_device_whose_streams_step_at_once_none_has_stamps_of_the_clock_of_before_after_it(step_ms: int) -> None:
+    """Samples that lie too far apart to tell, all late by as much as the clock was set."""
+    for at_once in (True, False):
+        bench = Bench(steps_at_once=at_once)
+        stream, out = bench.stream()
+        bench.lock()
+        bench.run(stream, range(300), every_ns=20 * MS)
+        bench.step(step_ms * MS)
+        bench.device.clock_was_set(bench.now_ns)
+        for _ in range(2):
+            bench.now_ns += MS
+            bench.ping(100 * US)
+        assert bench.device.clock.epoch == 1
+        bench.now_ns += 20 * MS + max(step_ms, 0) * MS
+        first_true_ns = bench.now_ns - max(step_ms, 0) * MS
+        stream.sample(first_true_ns + bench.offset_ns, bench.now_ns, (0.0,))
+        assert (abs(out.hosts_ns[-1] - first_true_ns) < MS) is (at_once or step_ms < 0)
+
+
 def test_stamps_of_two_clocks_do_not_spoil_the_rate() -> None:
     for step_ns in STEPS_NS:
         bench, stream, _ = ready(arrivals_bound_clock=False)

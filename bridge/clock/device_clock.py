@@ -129,6 +129,13 @@ class DeviceClock:
     def bound_ns(self) -> int | None:
         return self.estimator.bound_ns
 
+    def widest_bound_ns(self, host_ns: int) -> int | None:
+        bound_ns = self.estimator.widest_bound_ns(self._scale.to_steady(host_ns))
+        return None if bound_ns is None else bound_ns + self._scale.bound_ns
+
+    def told(self) -> None:
+        self.estimator.told()
+
     @property
     def precision_ns(self) -> float:
         return self.estimator.precision_ns

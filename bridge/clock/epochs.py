@@ -92,6 +92,11 @@ class Epochs:
         at_ns = expected.device_ns
         return at_ns - self.output.to_host(at_ns) + expected.offset_ns
 
+    def before_began(self, device_ns: int) -> bool:
+        """Whether a stamp may be from before the last step: what it meant then lies before that was noticed."""
+        before, began_ns = self.map_previous(device_ns), self._began_ns
+        return before is not None and began_ns is not None and before.host_ns - before.bound_ns <= began_ns
+
     def map_previous(self, device_ns: int) -> Mapped | None:
         """Host time of a stamp from before the last step; None when there was none."""
         if self._previous is None:

@@ -46,6 +46,7 @@ class ClockSettings(msgspec.Struct, frozen=True):
     largest_slew: float = 0.001
     pings_to_lock: int = 5
     step_patience_ns: int = 0
+    steps_at_once: bool = False
 
 
 class Clock:
@@ -72,6 +73,7 @@ class Clock:
         self._quantum_ns = 1  # of the stamps of round trips
         self._last_received_ns: int | None = None  # of a round trip
         self._pinged_device_ns = 0
+        self._widest_ns = 0  # bound at the end of an estimate's time
 
     def reset(self) -> None:
         """Forgets the mapping, not the crystal's rate: the device has restarted, or its clock is another one now."""
@@ -243,6 +245,16 @@ class Clock:
         """Of the newest estimate, whatever the path's asymmetry."""
         return None if self._expected is None or not self.locked else round(self._expected.bound_ns)
 
+    def widest_bound_ns(self, host_ns: int) -> int | None:
+        """The widest bound, as ``map`` gives it, of stamps from the last call of ``told`` until ``host_ns``, which is
+        now; None until the clock is locked."""
+        bound_ns = self._bound_at_ns(host_ns)
+        return None if bound_ns is None else max(bound_ns, self._widest_ns)
+
+    def told(self) -> None:
+        """``widest_bound_ns`` begins anew."""
+        self._widest_ns = 0
+
     @property
     def precision_ns(self) -> float:
         """95 % of the error, the path's asymmetry left out."""
@@ -321,11 +333,12 @@ class Clock:
         """An arrival that is not quite as expected: ``late_ns`` after the floor, or out of order, or at a time when
         something is suspected already."""
         epochs = self._epochs
-        entered = track.epoch == epochs.number or track.enter(
-            epochs.number, epochs.began_ns, device_ns, received_ns, late_ns
-        )
-        if not entered:
-            return Arrival.STALE
+        if track.epoch != epochs.number:
+            began_ns = epochs.began_ns
+            if self.settings.steps_at_once and not epochs.before_began(device_ns):
+                began_ns = None
+            if not track.enter(epochs.number, began_ns, device_ns, received_ns, late_ns, epochs.step_ns or 0):
+                return Arrival.STALE
         typical_ns = self._blocks.typical_ns
         impossible = late_ns < expected.least_late_ns
         # Stamps that run backwards, and later than this stream out of order has been.
@@ -397,10 +410,17 @@ class Clock:
 
     # --- estimate -----------------------------------------------------------------------------------------------
 
+    def _bound_at_ns(self, host_ns: int) -> int | None:
+        expected, output = self._expected, self._epochs.output
+        if output is None or expected is None:
+            return None
+        return int(expected.bound_ns + expected.beyond_ns(output.to_device(host_ns), host_ns)) + 1
+
     def _refit(self, now_ns: int) -> None:
         origin = self._origin
         if origin is None:  # a reset on the way here
             return
+        self._widest_ns = max(self._widest_ns, self._bound_at_ns(now_ns) or 0)
         self._fitted_ns = now_ns
         x_s = origin.x_s(now_ns - origin.base_ns) if self._expected is None else self._expected.x_s(now_ns)
         estimate = self._model.estimate(x_s, often_corrupt=self._suspects.often)

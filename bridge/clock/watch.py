@@ -20,18 +20,23 @@ FORGOTTEN_NS = 10_000_000_000
 LEAST_REACH_NS = 1_000_000.0  # arrivals agree that are closer than this and
 REACH = 6.0  # times the usual lateness
 LEAST_JUMP_NS = 5_000_000.0  # less is no sign that a stream has not come to the new epoch yet
+FOLLOWS_INTERVALS = 3  # between two stamps of one clock, and some frames are lost
 OTHER_EPOCH_NS = 5_000_000_000  # so long after a step, streams may still deliver stamps from before
 
 
 class Track:
-    """One stream's arrivals: what tells that its stamps run backwards, or still belong to an earlier epoch."""
+    """One stream's arrivals: what tells that its stamps run backwards, or still belong to an earlier epoch.
 
-    __slots__ = ("epoch", "newest_device_ns", "newest_received_ns")
+    ``usual_ns``: how far its stamps are apart, for its owner to tell; 0 while that is not known.
+    """
+
+    __slots__ = ("epoch", "newest_device_ns", "newest_received_ns", "usual_ns")
 
     def __init__(self) -> None:
         self.epoch = -1
         self.newest_device_ns = -(2**62)
         self.newest_received_ns = 0
+        self.usual_ns = 0
 
     @property
     def is_new(self) -> bool:
@@ -47,18 +52,22 @@ class Track:
         self.epoch = epoch
         self.newest_device_ns = -(2**62)
 
-    def goes_on(self, device_ns: int, received_ns: int, late_ns: float) -> bool:
-        """Whether a stamp goes on where the last one was, rather than on the new clock, where it is off by
-        ``late_ns``."""
+    def goes_on(self, device_ns: int, received_ns: int, late_ns: float, step_ns: int) -> bool:
+        """Whether a stamp goes on where the last one was, rather than on the new clock, which was set by ``step_ns``
+        and where it is off by ``late_ns``."""
+        if follows(device_ns - self.newest_device_ns, self.usual_ns, 0, step_ns):
+            return True
         lapse_ns = (received_ns - self.newest_received_ns) - (device_ns - self.newest_device_ns)
         return abs(late_ns) > LEAST_JUMP_NS and abs(lapse_ns) < abs(late_ns) / 2
 
-    def enter(self, epoch: int, began_ns: int | None, device_ns: int, received_ns: int, late_ns: float) -> bool:
-        """Takes part in ``epoch``, which began at host time ``began_ns``. False, and stays where it is, as long as its
-        stamps are still from before the step."""
+    def enter(
+        self, epoch: int, began_ns: int | None, device_ns: int, received_ns: int, late_ns: float, step_ns: int
+    ) -> bool:
+        """Takes part in ``epoch``, which began at host time ``began_ns`` by a step of ``step_ns``. False, and stays
+        where it is, as long as its stamps are still from before that."""
         if self.is_new:
             self.epoch = epoch
-        elif began_ns is None or not self.goes_on(device_ns, received_ns, late_ns):
+        elif began_ns is None or not self.goes_on(device_ns, received_ns, late_ns, step_ns):
             self.begin(epoch)
         elif received_ns - began_ns < OTHER_EPOCH_NS:
             self.newest_device_ns, self.newest_received_ns = device_ns, received_ns
@@ -66,6 +75,14 @@ class Track:
         else:
             self.epoch = epoch
         return True
+
+
+def follows(gap_ns: int, usual_ns: int, back_ns: int, step_ns: int) -> bool:
+    """Whether a stamp so long after the one before it is of the same clock, which may have been set by ``step_ns`` in
+    between: of a stream whose stamps are ``usual_ns`` apart, 0 while that is not known, and run back by ``back_ns`` at
+    most. However late it is: what is late is late together."""
+    at_most_ns = FOLLOWS_INTERVALS * usual_ns
+    return 0 < at_most_ns < abs(step_ns) // 2 - back_ns and -back_ns <= gap_ns <= at_most_ns
 
 
 class DoubtedPing(NamedTuple):

@@ -103,7 +103,7 @@ class PupilCoreDeviceSource:
             model="Pupil Core",
             transport="Pupil Core Network API",
         )
-        self._device = pipeline.device(descriptor, self._config.path_asymmetry_ns, STEP_PATIENCE_NS)
+        self._device = pipeline.device(descriptor, config.path_asymmetry_ns, STEP_PATIENCE_NS, steps_at_once=True)
         self._data = PupilCoreData(self._device, config, self._counts, self._clock_set.set)
         for topic, camera in CAMERAS.items():
             if topic.decode() in config.topics:

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from bridge.clock.roundtrip import RoundTrip
-from bridge.clock.watch import Suspects, Track
+from bridge.clock.watch import Suspects, Track, follows
 
 US, MS, S = 1_000, 1_000_000, 1_000_000_000
 TYPICAL_NS = 500_000.0
@@ -195,9 +195,40 @@ def test_a_stream_goes_on_until_its_own_stamps_jump(step_ns: int) -> None:
     track.newest_device_ns, track.newest_received_ns = 100 * S, 200 * S
     # A device that was set by so much stamps earlier by it: what it stamped before is off by that.
     for elapsed_ns, late_ns in ((10 * MS, 0), (10 * MS, 5 * MS), (S, 0)):
-        assert track.goes_on(100 * S + elapsed_ns, 200 * S + elapsed_ns + late_ns, float(step_ns))
-    assert not track.goes_on(100 * S + 10 * MS + step_ns, 200 * S + 10 * MS, 0.0)
-    assert not track.goes_on(100 * S + 10 * MS + step_ns, 200 * S + 10 * MS, 2e6)
+        assert track.goes_on(100 * S + elapsed_ns, 200 * S + elapsed_ns + late_ns, float(step_ns), step_ns)
+    assert not track.goes_on(100 * S + 10 * MS + step_ns, 200 * S + 10 * MS, 0.0, step_ns)
+    assert not track.goes_on(100 * S + 10 * MS + step_ns, 200 * S + 10 * MS, 2e6, step_ns)
+
+
+def test_what_follows_its_predecessor_as_usual_goes_on_however_late_it_is() -> None:
+    track = Track()
+    track.begin(0)
+    track.newest_device_ns, track.newest_received_ns = 100 * S, 200 * S
+    late = (100 * S + 10 * MS, 200 * S + 190 * MS, -20e6, -200 * MS)  # by nearly as much as the clock was set
+    assert not track.goes_on(*late)
+    track.usual_ns = 10 * MS
+    assert track.goes_on(*late)
+
+
+@pytest.mark.parametrize(
+    ("gap_ms", "usual_ms", "back_ms", "step_ms", "same"),
+    [
+        (8, 8, 0, -200, True),
+        (24, 8, 0, 200, True),
+        (25, 8, 0, 200, False),
+        (0, 8, 0, -3_600_000, True),
+        (-1, 8, 0, -200, False),
+        (-20, 8, 20, -200, True),
+        (-21, 8, 20, -200, False),
+        (8, 8, 20, -88, False),  # the other clock's could be there, too
+        (8, 8, 20, -90, True),
+        (8, 0, 0, -200, False),  # not known
+    ],
+)
+def test_what_is_close_to_its_predecessor_is_of_the_same_clock(
+    gap_ms: int, usual_ms: int, back_ms: int, step_ms: int, same: bool
+) -> None:
+    assert follows(gap_ms * MS, usual_ms * MS, back_ms * MS, step_ms * MS) is same
 
 
 def test_samples_that_were_out_of_order_and_nothing_more_are_no_corrupt_stamps() -> None:
