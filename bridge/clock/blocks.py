@@ -15,6 +15,8 @@ STALE_NS = 50_000_000  # a block whose earliest arrival is this late is a backlo
 ROBUST_COUNT = 20  # arrivals in a block from which on its second earliest is taken
 ALONE = 8.0  # scatters between the second and the third earliest, from which on the third is taken
 FEW_LATE = 2.0  # of the usual lateness: how much later the earliest of a few is than that of many
+FEW = 0.5  # of the usual number of chances a second
+MORE, LESS = 0.1, 0.002  # of a block in that: a computer may be busy for minutes
 FEW_COUNT = 5  # so few arrivals say nothing of their block's floor
 WITNESS_SHARE = 0.02  # of a whole block: what a single arrival counts
 FIRST_TYPICAL_NS = 1_000_000.0
@@ -41,6 +43,7 @@ class ArrivalBlocks:
 
     def __init__(self, floor_moved: Callable[[], None]) -> None:
         self.typical_ns = FIRST_TYPICAL_NS  # how late arrivals usually are
+        self._usual_chances = 0.0  # a second
         self._floor_moved = floor_moved
         self._primary: Track | None = None
         self._ticks = Ticks()
@@ -55,6 +58,7 @@ class ArrivalBlocks:
         self._length_ns = FIRST_BLOCKS_NS[self._closed] if self._closed < len(FIRST_BLOCKS_NS) else BLOCK_NS
         self._end_ns = 0 if now_ns is None else now_ns + self._length_ns  # 0: the next arrival begins the block
         self._count = 0
+        self._chances = 0  # arrivals that had not waited for the one before them
         self._first_device_ns = self._primary.newest_device_ns if self._primary is not None else 0
         self._earliest: list[tuple[float, int, int]] = []  # (lateness, device time, received), the three earliest
         self._third_ns = float("inf")
@@ -62,13 +66,17 @@ class ArrivalBlocks:
     def take(self, device_ns: int, received_ns: int, late_ns: float, track: Track) -> bool:
         """An arrival that can be, ``late_ns`` after the expected floor. True when the block is over: ``close`` it."""
         # Called for every sample, so it does as little as it can.
-        if device_ns > track.newest_device_ns:
+        gap_ns = device_ns - track.newest_device_ns
+        waited = 2 * (received_ns - track.newest_received_ns) < gap_ns
+        if gap_ns > 0:
             track.newest_device_ns = device_ns
         track.newest_received_ns = received_ns
         if track is not self._primary:
             self._take_other(track, received_ns)
             return False
         self._count += 1
+        if not waited:
+            self._chances += 1
         if late_ns < self._third_ns:
             self._note(late_ns, device_ns, received_ns)
         return received_ns >= self._end_ns
@@ -79,6 +87,7 @@ class ArrivalBlocks:
             self._primary = track
         elif received_ns - primary.newest_received_ns > SILENT_NS:
             self._primary = track
+            self._usual_chances = 0.0
             self._floor_moved()
             self.begin_anew()
 
@@ -100,24 +109,36 @@ class ArrivalBlocks:
         if self._end_ns and self._earliest:
             share = max(TYPICAL_SHARE, 1 / (1 + self._closed))
             self.typical_ns += share * (min(abs(late_ns), TYPICAL_RISE * self.typical_ns) - self.typical_ns)
-            earliest_ns, device_ns, received_ns = self._chosen(scatter_ns)
+            chances = self._share_of_chances()
+            earliest_ns, device_ns, received_ns = self._chosen(scatter_ns, few=chances < FEW)
             if earliest_ns < STALE_NS:
+                share = chances * self._length_ns / BLOCK_NS
                 block = Block(
                     device_ns,
                     received_ns,
-                    share=self._length_ns / BLOCK_NS,
-                    late_ns=0.0 if self._length_ns == BLOCK_NS else FEW_LATE * self.typical_ns / self._count,
+                    share,
+                    late_ns=0.0 if share == 1.0 else FEW_LATE * self.typical_ns / max(1, self._chances),
                     coarse_ns=self._coarse_ns(device_ns, quantum_ns),
                 )
             self._closed += 1
         self._begin(now_ns)
         return block
 
-    def _chosen(self, scatter_ns: float) -> tuple[float, int, int]:
+    def _share_of_chances(self) -> float:
+        """How many chances to come early there were in this block, of the usual ones, if far fewer; else 1. What comes
+        in one go, from a device or to a computer that had no time, had one."""
+        a_second = max(1, self._chances) * BLOCK_NS / self._length_ns
+        more = a_second - self._usual_chances
+        gained = 1.0 if not self._usual_chances else MORE if more > 0 else LESS
+        self._usual_chances += gained * more
+        share = a_second / self._usual_chances
+        return share if share < FEW else 1.0
+
+    def _chosen(self, scatter_ns: float, *, few: bool) -> tuple[float, int, int]:
         """The earliest of a few arrivals. Of many the second, as one may be early by a corrupt stamp; or the third,
         if those before it lie alone."""
         earliest = self._earliest
-        if self._count < ROBUST_COUNT:
+        if few or self._count < ROBUST_COUNT:
             return earliest[0]
         return earliest[2] if earliest[2][0] - earliest[1][0] > ALONE * scatter_ns else earliest[1]
 

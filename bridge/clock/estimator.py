@@ -344,9 +344,13 @@ class Clock:
         # Stamps that run backwards, and later than this stream out of order has been.
         in_disorder_ns = max(BACK_LATE_NS + BACK_LATE * typical_ns, DISORDER * self._suspects.out_of_order_ns)
         backwards = device_ns < track.newest_device_ns and late_ns > in_disorder_ns
-        if backwards and expected.late_ns(track.newest_device_ns, track.newest_received_ns) < expected.least_late_ns:
-            backwards = False  # it was the stamp before that could not be
-            track.newest_device_ns = device_ns
+        if backwards:
+            newest_late_ns = expected.late_ns(track.newest_device_ns, track.newest_received_ns)
+            if newest_late_ns < expected.least_late_ns:  # it was the stamp before that could not be
+                backwards = False
+                track.newest_device_ns = device_ns
+            else:  # of a backlog, all are late
+                backwards = late_ns - newest_late_ns > in_disorder_ns
         if not impossible and not backwards:
             if self._suspects.watching:
                 self._suspects.arrival_fitted(late_ns < PUNCTUAL * typical_ns)
