@@ -9,8 +9,8 @@ from typing import Protocol, runtime_checkable
 
 from bridge.clock import Arrival, Mapped, Track
 from bridge.clock.device_clock import DeviceClock
-from bridge.clock.watch import follows
 from bridge.streams import Payload, Sample, StreamDescriptor, StreamKind
+from bridge.two_clocks import TwoClocks
 
 HOLD_MAX_SAMPLES = 20_000  # a stream's share of memory while its clock is not locked, whatever its rate
 HOLD_MAX_FRAMES = 30  # the same for images, of which each can have megabytes: the latest are kept
@@ -20,9 +20,8 @@ RATE_WINDOW_TICKS = 5
 FUTURE_LIMIT_NS = 10_000_000  # beyond the bound; less is clamped to the arrival
 TWO_EPOCHS_NS = 5_000_000_000  # so long after a step a stream may still deliver stamps from before
 LATEST_NS = 1_000_000_000  # a suspect that is later than that says nothing about when the step was
-FIRST_LATE_NS = 20_000_000
 USUAL_DELAY_SHARE = 0.05
-GOES_BACK_NS = 20_000_000  # as a rule at most, in streams that are put in order
+OUT_OF_ORDER = 0.2  # of the samples, from which on one's place after another says nothing
 FLOOD_S = 15.0  # a network's outage, too, ends with many samples at once
 
 
@@ -90,15 +89,14 @@ class StreamInput:
         self._newest_host_ns = 0
         self._released_host_ns = 0
         self._epoch = device.clock.epoch
-        self._epoch_began_ns: int | None = None  # when that was noticed
-        self._first: tuple[int, int] | None = None  # host and device time of the first stamp of the new clock
+        self._two_clocks: TwoClocks | None = None  # soon after that has changed
         self._usual_delay_ns: float | None = None
         self._newest_device_ns: int | None = None
         self._newest_epoch = self._epoch
         self._last_host_ns = 0
         self._span_ns = 0
-        self._usual_ns = 0  # between stamps, when the epoch began
         self._intervals = 0
+        self._backwards = 0  # of them
         self._counted_out = 0
         self._out = 0.0  # samples out of one sink, on average
         self._ticks: deque[tuple[int, int, float]] = deque(maxlen=RATE_WINDOW_TICKS + 1)
@@ -183,50 +181,24 @@ class StreamInput:
     def _take(self, sample: Sample) -> None:
         """A sample whose clock is locked and whose stamp no arrival speaks against."""
         mapped = self._clock.map(sample.device_ns)
-        if mapped is not None and self._epoch_began_ns is not None:
-            mapped = self._of_its_epoch(sample, mapped)
+        if mapped is not None and self._two_clocks is not None:
+            mapped = self._of_its_epoch(sample, mapped, self._two_clocks)
         if mapped is not None and mapped.host_ns - sample.received_ns > mapped.bound_ns + FUTURE_LIMIT_NS:
             self._clock.request_burst()
             self._suspect(sample)
             return
         self._map(sample, mapped)
 
-    def _of_its_epoch(self, sample: Sample, mapped: Mapped) -> Mapped:
-        """Soon after a step a stream that is late (Core's gaze) still has stamps from before."""
-        assert self._epoch_began_ns is not None
-        if sample.received_ns - self._epoch_began_ns > TWO_EPOCHS_NS:
-            self._epoch_began_ns = None
+    def _of_its_epoch(self, sample: Sample, mapped: Mapped, two_clocks: TwoClocks) -> Mapped:
+        """Soon after a step a stream that is late still has stamps from before."""
+        if sample.received_ns - two_clocks.began_ns > TWO_EPOCHS_NS:
+            self._two_clocks = None
             return mapped
         before = self._clock.map_previous(sample.device_ns)
-        if before is None or self._usual_delay_ns is None or self._track is not None:
+        if before is None or self._usual_delay_ns is None:
             return mapped
-        return mapped if self._is_of_now(sample, mapped.host_ns, before.host_ns, self._usual_delay_ns) else before
-
-    def _is_of_now(self, sample: Sample, now_ns: int, before_ns: int, usual_delay_ns: float) -> bool:
-        """Which of two clocks has stamped it, by which it is of ``now_ns`` or ``before_ns``. The old one's stamps end
-        where the new one's begin; where that leaves both, what goes on where the one before it was is of the same
-        clock, and what runs back by most of a step backwards is of the new one; else how late the stream usually is
-        tells."""
-        step_ns = self._clock.step_ns
-        if self._first is not None and step_ns is not None:
-            first_host_ns, first_device_ns = self._first
-            if step_ns > 0:  # no clock showed what lies in between
-                is_before = sample.device_ns < first_device_ns - step_ns
-                is_now = sample.device_ns >= first_device_ns
-            else:  # when it was set may be known a little late
-                is_before = before_ns < first_host_ns
-                is_now = now_ns >= first_host_ns - min(-step_ns // 2, FIRST_LATE_NS)
-            if is_before != is_now:
-                return is_now
-            gap_ns = 0 if self._newest_device_ns is None else sample.device_ns - self._newest_device_ns
-            if follows(gap_ns, self._usual_ns, GOES_BACK_NS, step_ns):
-                return self._newest_epoch == self._clock.epoch
-            if step_ns > 0:
-                return sample.device_ns >= first_device_ns - step_ns // 2
-            if gap_ns < step_ns // 2:
-                return True
-        expected_ns = sample.received_ns - usual_delay_ns
-        return abs(expected_ns - now_ns) <= abs(expected_ns - before_ns)
+        is_of_now = two_clocks.is_of_now(sample.device_ns, sample.received_ns, mapped, before, self._usual_delay_ns)
+        return mapped if is_of_now else before
 
     def _map(self, sample: Sample, mapped: Mapped | None) -> None:
         if mapped is None:
@@ -253,6 +225,8 @@ class StreamInput:
             self._intervals += 1
             if device_ns > newest:
                 self._span_ns += device_ns - newest
+            else:
+                self._backwards += 1
         if newest is None or device_ns > newest:
             self._newest_device_ns = device_ns
 
@@ -325,12 +299,12 @@ class StreamInput:
         What waits to be put in order is mapped already.
         """
         self._epoch = self._clock.epoch
-        self._epoch_began_ns = now_ns
-        if self._intervals:
-            self._usual_ns = self._span_ns // self._intervals
-            if self._track is not None:
-                self._track.usual_ns = self._usual_ns
-        self._first = first
+        in_order = self._intervals and self._backwards < self._intervals * OUT_OF_ORDER
+        usual_ns = self._span_ns // self._intervals if in_order else 0
+        if self._track is not None:
+            self._track.usual_ns = usual_ns
+        else:
+            self._two_clocks = TwoClocks(now_ns, self._clock.step_ns, first, usual_ns, self._newest_device_ns)
         if self._held:  # of which clock each of them is, nobody knows: there was no lock yet to judge by
             self.dropped["clock_epoch"] += len(self._held)
             self._held.clear()

@@ -131,7 +131,9 @@ def test_a_companion_app_whose_clock_restarts_goes_on_in_the_same_recording(
     stepped_s = true_rows[first_after]["host_ns"] * 1e-9
     ((text, noticed_s),) = _markers(recording, f"{prefix}_Markers")
     assert text.startswith("epoch 1 step ")
-    assert float(text.split()[3]) == pytest.approx(step_s, abs=0.02)  # told at once, from samples that may all be a little late
+    assert float(text.split()[3]) == pytest.approx(
+        step_s, abs=0.02
+    )  # told at once, from samples that may all be a little late
     assert noticed_s - stepped_s < RECOVERED_S
     judged = Judged(compare_numbers(gaze, true_rows, ("x", "y")), gaze, sync)
     events = Judged(compare_texts(event, truth(path, "event")), event, sync)
