@@ -20,7 +20,7 @@ RATE_WINDOW_TICKS = 5
 FUTURE_LIMIT_NS = 10_000_000  # beyond the bound; less is clamped to the arrival
 TWO_EPOCHS_NS = 5_000_000_000  # so long after a step a stream may still deliver stamps from before
 LATEST_NS = 1_000_000_000  # a suspect that is later than that says nothing about when the step was
-USUAL_DELAY_SHARE = 0.05
+USUAL_DELAY_SHARE, LEAST_DELAY_SHARE = 0.05, 0.0001
 OUT_OF_ORDER = 0.2  # of the samples, from which on one's place after another says nothing
 FLOOD_S = 15.0  # a network's outage, too, ends with many samples at once
 
@@ -91,6 +91,7 @@ class StreamInput:
         self._epoch = device.clock.epoch
         self._two_clocks: TwoClocks | None = None  # soon after that has changed
         self._usual_delay_ns: float | None = None
+        self._least_delay_ns = 0.0
         self._newest_device_ns: int | None = None
         self._newest_epoch = self._epoch
         self._last_host_ns = 0
@@ -215,7 +216,12 @@ class StreamInput:
     def _note_delay(self, delay_ns: int) -> None:
         """Of samples that leave: what a clock that was set makes of others is no delay."""
         usual_ns = self._usual_delay_ns
-        self._usual_delay_ns = delay_ns if usual_ns is None else usual_ns + USUAL_DELAY_SHARE * (delay_ns - usual_ns)
+        if usual_ns is None:
+            self._usual_delay_ns = self._least_delay_ns = delay_ns
+            return
+        self._usual_delay_ns = usual_ns + USUAL_DELAY_SHARE * (delay_ns - usual_ns)
+        more_ns = delay_ns - self._least_delay_ns
+        self._least_delay_ns += more_ns if more_ns < 0 else LEAST_DELAY_SHARE * more_ns
 
     def _count(self, device_ns: int, epoch: int) -> None:
         newest = self._newest_device_ns
@@ -304,7 +310,9 @@ class StreamInput:
         if self._track is not None:
             self._track.usual_ns = usual_ns
         else:
-            self._two_clocks = TwoClocks(now_ns, self._clock.step_ns, first, usual_ns, self._newest_device_ns)
+            self._two_clocks = TwoClocks(
+                now_ns, self._clock.step_ns, first, usual_ns, self._least_delay_ns, self._newest_device_ns
+            )
         if self._held:  # of which clock each of them is, nobody knows: there was no lock yet to judge by
             self.dropped["clock_epoch"] += len(self._held)
             self._held.clear()

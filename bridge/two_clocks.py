@@ -5,7 +5,7 @@ from __future__ import annotations
 from bridge.clock import Mapped
 from bridge.clock.watch import follows
 
-FIRST_LATE_NS = 20_000_000  # how late it may be told that the clock was set
+FIRST_LATE_NS = 100_000_000  # how late it may be told that the clock was set
 GOES_BACK_NS = 20_000_000  # as a rule at most, in streams that are put in order
 
 
@@ -14,16 +14,24 @@ class TwoClocks:
 
     ``step_ns``: by how much the clock was set. ``first``: host and device time of the new clock's first stamp, as far
     as they are known. ``usual_ns``: how far the stream's stamps are apart; 0 if that is not known, or if it tells
-    nothing as they come in any order. ``last_ns``: its last stamp so far, None if there was none.
+    nothing as they come in any order. ``least_delay_ns``: how late it is at least. ``last_ns``: its last stamp so far,
+    None if there was none.
     """
 
     def __init__(
-        self, began_ns: int, step_ns: int | None, first: tuple[int, int] | None, usual_ns: int, last_ns: int | None
+        self,
+        began_ns: int,
+        step_ns: int | None,
+        first: tuple[int, int] | None,
+        usual_ns: int,
+        least_delay_ns: float,
+        last_ns: int | None,
     ) -> None:
         self.began_ns = began_ns
         self._step_ns = step_ns
         self._first = first
         self._usual_ns = usual_ns
+        self._least_delay_ns = least_delay_ns
         self._last_before_ns = last_ns
         self._last_now_ns: int | None = None
 
@@ -39,8 +47,8 @@ class TwoClocks:
     def _judge(self, device_ns: int, received_ns: int, now: Mapped, before: Mapped, usual_delay_ns: float) -> bool:
         """The old one's stamps end where the new one's begin. Where that leaves both, what goes on where the one
         before it was is of the same clock; where it does not, how late the stream usually is tells."""
-        if now.host_ns - now.bound_ns > received_ns:
-            return False  # nothing arrives before it was
+        if now.host_ns - now.bound_ns + self._least_delay_ns / 2 > received_ns:
+            return False  # too early for that
         if self._first is not None and self._step_ns is not None:
             first_host_ns, first_device_ns = self._first
             if self._step_ns > 0:  # no clock showed what lies in between
