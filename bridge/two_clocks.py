@@ -48,7 +48,7 @@ class TwoClocks:
         """The old one's stamps end where the new one's begin. Where that leaves both, what goes on where the one
         before it was is of the same clock; where it does not, how late the stream usually is tells."""
         if now.host_ns - now.bound_ns + self._least_delay_ns / 2 > received_ns:
-            return False  # too early for that
+            return before.host_ns > received_ns  # too early for that, unless it is corrupt
         if self._first is not None and self._step_ns is not None:
             first_host_ns, first_device_ns = self._first
             if self._step_ns > 0:  # no clock showed what lies in between

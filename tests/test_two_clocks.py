@@ -77,3 +77,8 @@ def test_without_a_first_stamp_the_delay_alone_tells() -> None:
 def test_nothing_arrives_much_earlier_than_anything_did() -> None:
     for stamp_ms in (62, 61):  # the bound is 1 ms
         assert Scene(-200, last_ms=253).is_of_now(stamp_ms, 70) is (stamp_ms == 61)
+
+
+def test_what_neither_clock_can_have_stamped_is_left_to_the_one_of_now() -> None:
+    for step_ms in (-200, 200):
+        assert Scene(step_ms, last_ms=-500).is_of_now(3_600_000, 70)
