@@ -256,6 +256,10 @@ class RawPhone(RawPeer):
     async def leaves(self) -> None:
         """Says goodbye, and waits until nobody listens to it any more."""
         self.beacon(port=0)
+        await self.unheard()
+
+    async def unheard(self) -> None:
+        """Waits until nobody listens to it any more."""
         for sensor in self.sensors:
             await until(lambda s=sensor: not any(s.subscribed.values()), f"nobody listens to {sensor.kind}")
 

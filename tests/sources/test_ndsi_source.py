@@ -478,6 +478,8 @@ async def test_a_source_that_ends_while_its_devices_are_changed_serves_them_when
         patch.setattr(two.source, "_find_interface", unplugged)
         with pytest.raises(DeviceUnavailable):
             await two.task
+    for phone in two.phones:
+        await phone.unheard()
     if again == "before":
         two.task = asyncio.create_task(two.source.run())
         await until(lambda: two.source.node.alive, "it runs again")
