@@ -140,7 +140,9 @@ class Lab:
         said = self.daemon.process.errors()
         assert "Traceback (most recent call last)" not in said, said
         assert len(said.splitlines()) < MAX_LINES, said[:10_000]
-        assert lost_samples(self.daemon, self.truths) == self.lost
+        lost = lost_samples(self.daemon, self.truths)
+        # Two processes that are busy cannot be looked at in one instant.
+        assert all(abs(lost[key] - self.lost[key]) <= 1 for key in GOOD_STREAMS), (lost, self.lost)
         for name in ("good", "core"):
             device = self.daemon.device(name)
             assert device["connected"]
@@ -166,7 +168,8 @@ def lost_samples(daemon: Bridge, truths: Path) -> dict[tuple[str, str], int]:
         time.sleep(number % 7 * 0.0013)  # looks in step with the samples would all find one on its way
         for (device, stream), (kind, name) in GOOD_STREAMS.items():
             samples_in = daemon.stream(device, stream)["samples_in"]
-            seen[device, stream].append(len(truth(truths / f"{kind}.jsonl", name)) - samples_in)
+            written = (truths / f"{kind}.jsonl").read_text().count(f'"stream": "{name}"')  # of many thousands
+            seen[device, stream].append(written - samples_in)
     return {key: sorted(found)[2] for key, found in seen.items()}
 
 
