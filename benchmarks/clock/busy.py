@@ -56,11 +56,11 @@ class Scene:
         self._ends_ns = self.begins_ns + busy.busy_s * S
         self.clock = Clock()
         self.errors: list[tuple[float, float, float]] = []
-        self._track = Track()
-        self._now_ns = 0
+        self.track = Track()
+        self.now_ns = 0
         self._waiting: list[tuple[int, int, RoundTrip | None]] = []  # arrival, true time, round trip but for its end
 
-    def _device_ns(self, true_ns: int) -> int:
+    def device_ns(self, true_ns: int) -> int:
         return AHEAD_NS + true_ns + round(true_ns * DRIFT)
 
     def _way_ns(self) -> int:
@@ -73,8 +73,8 @@ class Scene:
         return from_ns + max(0, self._period_ns - self._on_ns - (from_ns - self.begins_ns) % self._period_ns)
 
     def _ask(self) -> None:
-        stamped_ns = self._now_ns + self._way_ns()
-        trip = RoundTrip(self._now_ns, self._device_ns(stamped_ns), 0)
+        stamped_ns = self.now_ns + self._way_ns()
+        trip = RoundTrip(self.now_ns, self.device_ns(stamped_ns), 0)
         heapq.heappush(self._waiting, (stamped_ns + self._way_ns(), stamped_ns, trip))
 
     def play(self) -> None:
@@ -88,22 +88,22 @@ class Scene:
         while self._waiting:
             first_ns = self._waiting[0][0]
             wanted_ns = min(first_ns, plan.next_ns()) if answered else first_ns
-            self._now_ns = self._runs_at(max(self._now_ns, wanted_ns)) + EACH_NS
-            if answered and plan.next_ns() <= self._now_ns:
-                plan.sent(self._now_ns)
+            self.now_ns = self._runs_at(max(self.now_ns, wanted_ns)) + EACH_NS
+            if answered and plan.next_ns() <= self.now_ns:
+                plan.sent(self.now_ns)
                 self._ask()
                 answered = False
-            elif first_ns <= self._now_ns:
+            elif first_ns <= self.now_ns:
                 _, true_ns, trip = heapq.heappop(self._waiting)
                 if trip is None:
                     self._sample(true_ns)
                 else:
                     answered = True
-                    self.clock.ping(RoundTrip(trip.sent_ns, trip.device_ns, self._now_ns))
+                    self.clock.ping(RoundTrip(trip.sent_ns, trip.device_ns, self.now_ns))
 
     def _sample(self, true_ns: int) -> None:
-        stamp_ns = self._device_ns(true_ns)
-        self.clock.arrival(stamp_ns, self._now_ns, self._track)
+        stamp_ns = self.device_ns(true_ns)
+        self.clock.arrival(stamp_ns, self.now_ns, self.track)
         mapped = self.clock.map(stamp_ns)
         if mapped is not None:
             self.errors.append((true_ns / S, (mapped.host_ns - true_ns) / MS, mapped.bound_ns / MS))

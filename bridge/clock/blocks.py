@@ -43,6 +43,7 @@ class ArrivalBlocks:
 
     def __init__(self, floor_moved: Callable[[], None]) -> None:
         self.typical_ns = FIRST_TYPICAL_NS  # how late arrivals usually are
+        self._lately_ns = FIRST_TYPICAL_NS  # the same, also of blocks with few chances
         self._usual_chances = 0.0  # a second
         self._floor_moved = floor_moved
         self._primary: Track | None = None
@@ -107,24 +108,27 @@ class ArrivalBlocks:
         """
         block = None
         if self._end_ns and self._earliest:
-            share = max(TYPICAL_SHARE, 1 / (1 + self._closed))
-            self.typical_ns += share * (min(abs(late_ns), TYPICAL_RISE * self.typical_ns) - self.typical_ns)
-            chances = self._share_of_chances()
-            earliest_ns, device_ns, received_ns = self._chosen(scatter_ns, few=chances < FEW)
+            chances = self._learn_chances()
+            few = chances < FEW
+            gained = max(TYPICAL_SHARE, 1 / (1 + self._closed))
+            self._lately_ns += gained * (min(abs(late_ns), TYPICAL_RISE * self._lately_ns) - self._lately_ns)
+            if not few:
+                self.typical_ns += gained * (min(abs(late_ns), TYPICAL_RISE * self.typical_ns) - self.typical_ns)
+            earliest_ns, device_ns, received_ns = self._chosen(scatter_ns, few=few)
             if earliest_ns < STALE_NS:
                 share = chances * self._length_ns / BLOCK_NS
                 block = Block(
                     device_ns,
                     received_ns,
                     share,
-                    late_ns=0.0 if share == 1.0 else FEW_LATE * self.typical_ns / max(1, self._chances),
+                    late_ns=0.0 if share == 1.0 else FEW_LATE * self._lately_ns / max(1, self._chances),
                     coarse_ns=self._coarse_ns(device_ns, quantum_ns),
                 )
             self._closed += 1
         self._begin(now_ns)
         return block
 
-    def _share_of_chances(self) -> float:
+    def _learn_chances(self) -> float:
         """How many chances to come early there were in this block, of the usual ones, if far fewer; else 1. What comes
         in one go, from a device or to a computer that had no time, had one."""
         a_second = max(1, self._chances) * BLOCK_NS / self._length_ns

@@ -6,7 +6,7 @@ from statistics import median
 
 import pytest
 
-from benchmarks.clock.busy import BUSY, JITTERS_US, SAMPLE_HZ, Scene
+from benchmarks.clock.busy import BUSY, JITTERS_US, MS, SAMPLE_HZ, Scene
 
 
 @pytest.mark.parametrize("jitter_us", JITTERS_US)
@@ -19,3 +19,13 @@ def test_samples_that_waited_for_a_busy_host_do_not_bend_its_clocks(name: str, j
         assert len(scene.errors) > (BUSY[name].busy_s + 8) * SAMPLE_HZ
         assert [each for each in scene.errors if abs(each[1]) > each[2]] == []
         assert median(bound for _, _, bound in scene.errors) < 2.0, "and it is worth something"
+
+
+def test_a_step_after_a_busy_moment_shows_as_fast_as_ever() -> None:
+    scene = Scene(0, BUSY["stopped"], 300)
+    scene.play()
+    for number in range(1, 5):
+        true_ns = scene.now_ns + number * 8 * MS
+        scene.clock.arrival(scene.device_ns(true_ns) - 200 * MS, true_ns + MS, scene.track)
+    assert scene.clock.epoch == 1
+    assert scene.clock.step_ns == pytest.approx(-200 * MS, abs=2 * MS)
