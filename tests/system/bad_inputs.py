@@ -28,7 +28,7 @@ import zmq
 
 from tests.sources.lab import RawPhone, device_time, gaze_frames
 from tests.sources.zre_peer import HELLO
-from tests.system.harness import Bridge, Process, free_port, running, simulator
+from tests.system.harness import Bridge, answering, free_port, running, simulator
 from tests.system.harness import wait_until as wait_for
 
 PATIENCE_S = 60.0
@@ -250,22 +250,6 @@ class Ended:
 
 def without_time(line: str) -> str:
     return " ".join(line.split(maxsplit=2)[1:]) if re.match(r"\d\d:\d\d:\d\d ", line) else line
-
-
-def answering(process: Process, control: Path) -> Bridge:
-    from bridge.errors import BridgeError
-
-    daemon = Bridge(process, control)
-
-    def answers() -> bool:
-        assert process.popen.poll() is None, f"the daemon has ended; log: {process.errors()}"
-        try:
-            return bool(daemon.status())
-        except BridgeError:
-            return False
-
-    wait_until(answers, "the daemon answers on its control socket")
-    return daemon
 
 
 def logged(daemon: Bridge, pattern: str) -> str:

@@ -174,6 +174,21 @@ class Bridge:
             )
 
 
+def answering(process: Process, control: Path) -> Bridge:
+    """The daemon of that process, once it answers."""
+    daemon = Bridge(process, control)
+
+    def answers() -> bool:
+        assert process.popen.poll() is None, f"the daemon has ended; log: {process.errors()}"
+        try:
+            return bool(daemon.status())
+        except BridgeError:  # not yet there, or left behind by a daemon that was killed
+            return False
+
+    wait_until(answers, "the daemon answers on its control socket")
+    return daemon
+
+
 @contextmanager
 def bridge(tmp_path: Path, config: str, env: dict[str, str] | None = None) -> Iterator[Bridge]:
     """``pupil-bridge run`` with this configuration (a [service] table is added); yields when its socket answers."""
@@ -183,17 +198,7 @@ def bridge(tmp_path: Path, config: str, env: dict[str, str] | None = None) -> It
     with running(
         [sys.executable, "-m", "bridge", "run", "--config", str(path)], tmp_path / "bridge.log", env
     ) as process:
-        daemon = Bridge(process, control)
-
-        def answers() -> bool:
-            assert process.popen.poll() is None, f"the daemon has ended; log: {process.errors()}"
-            try:
-                return bool(daemon.status())
-            except BridgeError:  # not yet there, or left behind by a daemon that was killed
-                return False
-
-        wait_until(answers, "the daemon answers on its control socket")
-        yield daemon
+        yield answering(process, control)
 
 
 @contextmanager

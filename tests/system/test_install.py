@@ -20,7 +20,7 @@ import pylsl
 import pytest
 
 from tests.networks import outside
-from tests.system.harness import Bridge, running, truth, wait_until
+from tests.system.harness import answering, running, truth
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
 
@@ -185,8 +185,7 @@ def test_without_rclpy_the_daemon_says_so_in_one_line_and_lsl_works(plain: Envir
         running(plain.command("pupil-bridge", "run", "--config", str(config_path)), tmp_path / "bridge.log") as process,
     ):
         assert phone.json_line()["ready"] is True
-        wait_until(lambda: (tmp_path / "control.sock").exists(), f"control socket; log: {process.errors()}")
-        daemon = Bridge(process, tmp_path / "control.sock")
+        daemon = answering(process, tmp_path / "control.sock")
         assert daemon.status()["sinks"] == ["lsl"]
         daemon.wait_locked("companion")
         (info,) = pylsl.resolve_byprop("source_id", "companion_Gaze", timeout=10)

