@@ -9,6 +9,7 @@ from typing import Protocol, runtime_checkable
 
 from bridge.clock import Arrival, Mapped, Track
 from bridge.clock.device_clock import DeviceClock
+from bridge.clock.watch import OTHER_EPOCH_NS
 from bridge.streams import Payload, Sample, StreamDescriptor, StreamKind
 from bridge.two_clocks import TwoClocks
 
@@ -18,7 +19,6 @@ REORDER_MAX_SAMPLES = 5_000
 REORDER_PATIENCE_NS = 500_000_000  # a paused stream's last samples leave this long after their window
 RATE_WINDOW_TICKS = 5
 FUTURE_LIMIT_NS = 10_000_000  # beyond the bound; less is clamped to the arrival
-TWO_EPOCHS_NS = 5_000_000_000  # so long after a step a stream may still deliver stamps from before
 LATEST_NS = 1_000_000_000  # a suspect that is later than that says nothing about when the step was
 USUAL_DELAY_SHARE, LEAST_DELAY_SHARE = 0.05, 0.0001
 OUT_OF_ORDER = 0.2  # of the samples, from which on one's place after another says nothing
@@ -192,7 +192,7 @@ class StreamInput:
 
     def _of_its_epoch(self, sample: Sample, mapped: Mapped, two_clocks: TwoClocks) -> Mapped:
         """Soon after a step a stream that is late still has stamps from before."""
-        if sample.received_ns - two_clocks.began_ns > TWO_EPOCHS_NS:
+        if sample.received_ns - two_clocks.began_ns > OTHER_EPOCH_NS:
             self._two_clocks = None
             return mapped
         before = self._clock.map_previous(sample.device_ns)
@@ -215,6 +215,8 @@ class StreamInput:
 
     def _note_delay(self, delay_ns: int) -> None:
         """Of samples that leave: what a clock that was set makes of others is no delay."""
+        if self._track is not None:  # `TwoClocks` asks for it, and is not for these
+            return
         usual_ns = self._usual_delay_ns
         if usual_ns is None:
             self._usual_delay_ns = self._least_delay_ns = delay_ns

@@ -111,9 +111,9 @@ class ArrivalBlocks:
             chances = self._learn_chances()
             few = chances < FEW
             gained = max(TYPICAL_SHARE, 1 / (1 + self._closed))
-            self._lately_ns += gained * (min(abs(late_ns), TYPICAL_RISE * self._lately_ns) - self._lately_ns)
+            self._lately_ns = _learned(self._lately_ns, late_ns, gained)
             if not few:
-                self.typical_ns += gained * (min(abs(late_ns), TYPICAL_RISE * self.typical_ns) - self.typical_ns)
+                self.typical_ns = _learned(self.typical_ns, late_ns, gained)
             earliest_ns, device_ns, received_ns = self._chosen(scatter_ns, few=few)
             if earliest_ns < STALE_NS:
                 share = chances * self._length_ns / BLOCK_NS
@@ -162,3 +162,8 @@ class ArrivalBlocks:
     def earliest_late_ns(self) -> float | None:
         """How late the earliest arrival of the block under way is; None of too few."""
         return self._earliest[0][0] if self._count >= FEW_COUNT and self._earliest else None
+
+
+def _learned(usual_ns: float, late_ns: float, gained: float) -> float:
+    """The usual lateness after one more, which counts for ``gained`` and by so much only."""
+    return usual_ns + gained * (min(abs(late_ns), TYPICAL_RISE * usual_ns) - usual_ns)

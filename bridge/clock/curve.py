@@ -112,24 +112,25 @@ class Curve:
         shift."""
         c, newest, end = self.covariance, self._knots - 2, self._knots - 1
         z_ns = self.at(x_s)
-        span_s = self.x_s[end] - self.x_s[newest]
         # Now lies between the newest point and the end; what is newer than all points does, too.
-        ahead = (now_s - self.x_s[newest]) / span_s
+        ahead = (now_s - self.x_s[newest]) / (self.x_s[end] - self.x_s[newest])
         to_now = (1 - ahead) * c[newest] + ahead * c[end]
         variance_now = (1 - ahead) * to_now[newest] + ahead * to_now[end]
-        knot = np.minimum(np.searchsorted(self.x_s, x_s), newest)
-        variance = variance_now + np.diagonal(c)[knot] - 2 * to_now[knot]
+        # What lies between two knots is known as the line through both is.
+        i = np.clip(np.searchsorted(self.x_s, x_s) - 1, 0, newest)
+        j, later = i + 1, (x_s - self.x_s[i]) / (self.x_s[i + 1] - self.x_s[i])
+        sooner = 1 - later
+        variance = sooner * sooner * c[i, i] + 2 * sooner * later * c[i, j] + later * later * c[j, j]
+        variance += variance_now - 2 * (sooner * to_now[i] + later * to_now[j])
         taken: list[tuple[int, NDArray[np.bool_]]] = []
         for column, before in older.items():
             z_ns = z_ns + np.where(before, self.shifts_ns[column], 0.0)
-            extra = c[column, column] + 2 * c[knot, column] - 2 * to_now[column]
+            extra = c[column, column] + 2 * (sooner * c[i, column] + later * c[j, column]) - 2 * to_now[column]
             for other, too in taken:
                 extra = extra + np.where(too, 2 * c[column, other], 0.0)
             variance = variance + np.where(before, extra, 0.0)
             taken.append((column, before))
         deviation_ns = np.sqrt(np.maximum(variance, 0.0))
-        newer = x_s > self.x_s[newest]
-        deviation_ns[newer] = np.abs(now_s - x_s[newer]) * self.rate_deviation_ns_s
         for at in self._breaks:  # between two knots the curve bends somewhere
             first, last = knots_about(self.x_s, at.x_s)
             from_knot_s = np.minimum(x_s - self.x_s[first], self.x_s[last] - x_s)

@@ -38,7 +38,8 @@ class ClockSettings(msgspec.Struct, frozen=True):
     ``asymmetry_ns``: a measured difference of the path's delays, to the device less back from it. ``largest_slew``:
     the most by which corrections bend the clock that is handed out. ``pings_to_lock``: round trips before it is.
     ``step_patience_ns``: how long arrivals that agree on a step wait for a round trip that tells its size, where round
-    trips are answered: they may all be late by the same.
+    trips are answered: they may all be late by the same. ``steps_at_once``: one clock stamps all streams, so none goes
+    on with that of before a step.
     """
 
     ping_interval_ns: int = 1_000_000_000

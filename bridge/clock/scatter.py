@@ -8,6 +8,7 @@ from bridge.clock.floor import WHOLE, FloorPoint
 
 FIRST_NS = 1_000_000.0  # before anything has been seen
 LEAST_NS = 300.0  # no host stamps any better
+BUSY_NS = 30_000.0  # what a busy computer makes of a floor from second to second, on a path that is not shorter
 FEW = 6  # points seen: some of so few are in line by chance, so the largest of them counts
 AT_MOST = 4.0  # of the scatter so far: what a single point adds at most
 SLOWEST = 0.04  # a point's share of the mean, however many have been seen
@@ -21,6 +22,8 @@ class Scatter:
     def __init__(self) -> None:
         self.ns = FIRST_NS
         self.least_ns = 0.0  # never smaller, whatever is seen
+        self.path_ns = 0.0  # half of what the best round trips leave open, once there are some
+        self._learned_ns = FIRST_NS
         self._seen = 0
         self._largest_ns = 0.0  # of the first few
 
@@ -42,7 +45,7 @@ class Scatter:
         part = (x1 - x0) / (x2 - x0)
         off_ns = abs(y1 - (1 - part) * y0 - part * y2) / np.sqrt(1 + (1 - part) ** 2 + part**2)
         self._seen += 1
-        scatter_ns = self.ns
+        scatter_ns = self._learned_ns
         if self._seen <= FEW:
             self._largest_ns = max(self._largest_ns, off_ns)
             if self.guessed:
@@ -51,4 +54,6 @@ class Scatter:
         else:
             share = max(SLOWEST, 1 / self._seen)
             scatter_ns += share * (min(off_ns, AT_MOST * scatter_ns) / MEAN_TO_DEVIATION - scatter_ns)
-        self.ns = max(LEAST_NS, self.least_ns, float(scatter_ns))
+        self._learned_ns = max(LEAST_NS, self.least_ns, float(scatter_ns))
+        # That few points are in line does not show that the floor does not wander.
+        self.ns = max(self._learned_ns, min(self.path_ns, BUSY_NS) * float(np.sqrt(FEW / self._seen)))

@@ -1,12 +1,18 @@
-"""A computer that has no time, at the benchmark's scenes."""
+"""A computer that has no time, at the benchmark's scenes and as it was."""
 
 from __future__ import annotations
 
+from pathlib import Path
 from statistics import median
 
 import pytest
 
 from benchmarks.clock.busy import BUSY, JITTERS_US, MS, SAMPLE_HZ, Scene
+from benchmarks.clock.live.__main__ import bridge
+from benchmarks.clock.live.figures import figures
+from benchmarks.clock.live.host import Log
+
+RUNS = sorted((Path(__file__).parents[1] / "data").glob("busy_loopback_*.npz"))
 
 
 @pytest.mark.parametrize("jitter_us", JITTERS_US)
@@ -29,3 +35,13 @@ def test_a_step_after_a_busy_moment_shows_as_fast_as_ever() -> None:
         scene.clock.arrival(scene.device_ns(true_ns) - 200 * MS, true_ns + MS, scene.track)
     assert scene.clock.epoch == 1
     assert scene.clock.step_ns == pytest.approx(-200 * MS, abs=2 * MS)
+
+
+@pytest.mark.parametrize("path", RUNS, ids=lambda path: path.stem)
+def test_ways_that_change_before_they_are_known_do_not_bend_a_clock(path: Path) -> None:
+    """Ten seconds of `benchmarks.clock.live --keep` among processes that computed all the time or in turns: in the
+    first seconds the fastest samples took 60 us, then 20, or rose by 10."""
+    found = figures(Log.replayed(path, bridge()))
+    assert found.judged > 500
+    assert found.coverage == 1
+    assert found.median_bound < 60, "and it is worth something, us"

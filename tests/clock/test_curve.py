@@ -169,6 +169,25 @@ def test_the_older_the_less_certain_it_is_carried() -> None:
     assert deviation_ns[3] < SCATTER_NS
 
 
+def test_what_lies_between_two_points_is_carried_no_better_than_the_line_through_them() -> None:
+    curve = fit([0.0, 1.0, 2.0], [0.0, 0.0, 0.0]).curve
+    # Three points, 1 us each: the rate after the last is known to within 1 us/s, so what was half a second before it
+    # is known against it to within half of that.
+    _, deviation_ns = curve.carried(np.array([1.0, 1.5, 1.99, 2.0, 2.5]), 2.0, {})
+    assert deviation_ns[0] > 0.5 * SCATTER_NS
+    assert deviation_ns[1] == pytest.approx(deviation_ns[0] / 2, rel=0.2)
+    assert deviation_ns[2] == pytest.approx(deviation_ns[0] / 100, rel=0.2)
+    assert deviation_ns[3] == pytest.approx(0, abs=1)
+    assert deviation_ns[4] == pytest.approx(curve.rate_deviation_ns_s / 2, rel=0.01)
+
+
+def test_what_precedes_all_points_is_carried_as_badly_as_the_first_rate_is_known() -> None:
+    curve = fit([0.0, 1.0, 2.0], [0.0, 0.0, 0.0]).curve
+    _, deviation_ns = curve.carried(np.array([-10.0, -1.0, 0.0]), 2.0, {})
+    assert deviation_ns[0] > 9 * curve.first_rate_deviation_ns_s
+    assert deviation_ns[1] > 1.3 * deviation_ns[2]
+
+
 def test_points_of_the_same_moment_are_no_trouble() -> None:
     x_s = np.sort(np.concatenate((X_S, X_S, X_S)))
     family = [ARRIVALS, REPLIES, ARRIVALS] * 60

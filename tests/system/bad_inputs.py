@@ -214,7 +214,7 @@ class Desk:
         self.write(text)
         command = [*before, "run", "--config", str(self.config)]
         process = self._stack.enter_context(running(command, self.directory / "bridge.log", env))
-        return answering(process, self.socket)
+        return answering(process, self.socket, PATIENCE_S)
 
     def phone(self, daemon: Bridge, beacon_port: int, name: str) -> RawPhone:
         """A phone that the daemon has met and that has announced its sensors."""
@@ -343,7 +343,7 @@ class Lab:
         self.write()
         command = [*BRIDGE, "run", "--config", str(directory / "bridge.toml")]
         process = stack.enter_context(running(command, directory / "bridge.log"))
-        self.daemon = answering(process, directory / "control.sock")
+        self.daemon = answering(process, directory / "control.sock", PATIENCE_S)
         self.places = {
             f"{directory}/bridge.toml": "/etc/pupil-bridge/bridge.toml",
             f"{directory}/control.sock": "/run/pupil-bridge/control.sock",

@@ -174,7 +174,7 @@ class Bridge:
             )
 
 
-def answering(process: Process, control: Path) -> Bridge:
+def answering(process: Process, control: Path, timeout_s: float = 20.0) -> Bridge:
     """The daemon of that process, once it answers."""
     daemon = Bridge(process, control)
 
@@ -185,7 +185,7 @@ def answering(process: Process, control: Path) -> Bridge:
         except BridgeError:  # not yet there, or left behind by a daemon that was killed
             return False
 
-    wait_until(answers, "the daemon answers on its control socket")
+    wait_until(answers, "the daemon answers on its control socket", timeout_s)
     return daemon
 
 

@@ -1,6 +1,7 @@
 """The estimator live: two processes over real sockets of this machine, with an exactly known truth.
 
-    .venv/bin/python -m benchmarks.clock.live [--seconds 60] [--drift-ppm 50] [--single] [--busy]
+    .venv/bin/python -m benchmarks.clock.live [--seconds 60] [--drift-ppm 50] [--single] [--busy] [--keep FILE]
+    .venv/bin/python -m benchmarks.clock.live --replay tests/data/busy_loopback_1.npz
 
 The device's clock is an exact function of CLOCK_MONOTONIC, which both processes read, so every stamp's true host time
 is known. Pings on UDP by the bridge's plan, samples on TCP at 120 Hz. Beside the bridge: "one midpoint",
@@ -19,7 +20,7 @@ from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
 from benchmarks.clock.live.figures import SETTLE_S, Figures, figures
-from benchmarks.clock.live.host import PING_HZ, run
+from benchmarks.clock.live.host import PING_HZ, Log, run
 from bridge.clock.judge import Estimator
 from tests.system.harness import running
 
@@ -41,8 +42,11 @@ def busy_core() -> Iterator[None]:
         hog.wait()
 
 
-def measure(seconds: float, drift_ppm: float, pairs: bool, busy: bool) -> Figures:
-    estimator = Estimator({"quantum": QUANTUM_S, "ping_hz": PING_HZ, "sample_hz": SAMPLE_HZ})
+def bridge() -> Estimator:
+    return Estimator({"quantum": QUANTUM_S, "ping_hz": PING_HZ, "sample_hz": SAMPLE_HZ})
+
+
+def measure(seconds: float, drift_ppm: float, pairs: bool, busy: bool) -> Log:
     device = [sys.executable, "-m", "benchmarks.clock.live.device"]
     device += ["--drift-ppm", str(drift_ppm), "--sample-hz", str(SAMPLE_HZ)]
     with (
@@ -51,7 +55,7 @@ def measure(seconds: float, drift_ppm: float, pairs: bool, busy: bool) -> Figure
         busy_core() if busy else nullcontext(),
     ):
         ports = process.json_line()
-        return figures(run(estimator, ports["pings"], ports["samples"], seconds, pairs))
+        return run(bridge(), ports["pings"], ports["samples"], seconds, pairs)
 
 
 def report(found: Figures) -> str:
@@ -77,7 +81,13 @@ def main() -> None:
     parser.add_argument("--drift-ppm", type=float, default=50.0, help="how much faster the device's clock runs")
     parser.add_argument("--single", action="store_true", help="one ping where the bridge sends a pair")
     parser.add_argument("--busy", action="store_true", help="keep one core busy meanwhile")
+    parser.add_argument("--keep", type=Path, metavar="FILE", help="write what happened to this .npz")
+    parser.add_argument("--replay", type=Path, metavar="FILE", help="ask the bridge again about what was kept there")
     options = parser.parse_args()
+    if options.replay:
+        print(f"{options.replay.name}. Size of the errors, us, from {SETTLE_S:g} s on\n")
+        print(report(figures(Log.replayed(options.replay, bridge()))))
+        return
     if options.seconds <= SETTLE_S + 1:
         parser.error(f"the first {SETTLE_S:g} s are not judged: --seconds must be more than {SETTLE_S + 1:g}")
     plan = (", single pings" if options.single else ", pings in pairs") + ", one core kept busy" * options.busy
@@ -86,7 +96,10 @@ def main() -> None:
         f"us, from {SETTLE_S:g} s on\n",
         flush=True,
     )
-    print(report(measure(options.seconds, options.drift_ppm, not options.single, options.busy)))
+    log = measure(options.seconds, options.drift_ppm, not options.single, options.busy)
+    if options.keep:
+        log.write(options.keep)
+    print(report(figures(log)))
 
 
 if __name__ == "__main__":

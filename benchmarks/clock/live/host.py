@@ -11,6 +11,9 @@ import select
 import socket
 import time
 from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
 
 from benchmarks.clock.live.device import PING, REPLY, SAMPLE
 from benchmarks.clock.score import Estimator
@@ -35,6 +38,24 @@ class Log:
     samples: list[tuple[int, int, int]] = field(default_factory=list)
     answers: list[tuple[float, float]] = field(default_factory=list)
     pings_sent: int = 0
+
+    def write(self, path: Path) -> None:
+        """Pings and samples, as an .npz."""
+        np.savez_compressed(path, pings=np.array(self.pings), samples=np.array(self.samples))
+
+    @classmethod
+    def replayed(cls, path: Path, estimator: Estimator) -> Log:
+        """What ``write`` kept, answered anew."""
+        with np.load(path) as kept:
+            pings, samples = ([tuple(map(int, row)) for row in kept[name]] for name in ("pings", "samples"))
+        log = cls(pings[0][3], pings, samples, pings_sent=len(pings))
+        came = [(ping[2], ping) for ping in pings] + [(sample[2], sample) for sample in samples]
+        for received_ns, message in sorted(came, key=lambda each: each[0]):
+            if len(message) == len(pings[0]):
+                estimator.add_ping(message[3] * 1e-9, message[0] * 1e-9, received_ns * 1e-9)
+            else:
+                log.answers.append(_answer(estimator, message[0], received_ns))
+        return log
 
 
 class Pinger:
@@ -106,9 +127,13 @@ def run(estimator: Estimator, ping_port: int, sample_port: int, seconds: float, 
                 rest += chunk
                 whole = len(rest) // SAMPLE.size * SAMPLE.size
                 for device_ns, truth_ns in SAMPLE.iter_unpack(rest[:whole]):
-                    estimator.add_arrival(device_ns * 1e-9, received_ns * 1e-9)
-                    answer = estimator.to_local(device_ns * 1e-9)
+                    log.answers.append(_answer(estimator, device_ns, received_ns))
                     log.samples.append((device_ns, truth_ns, received_ns))
-                    log.answers.append(answer or (math.nan, math.nan))
                 rest = rest[whole:]
     return log
+
+
+def _answer(estimator: Estimator, device_ns: int, received_ns: int) -> tuple[float, float]:
+    """What it says of a sample that has just come."""
+    estimator.add_arrival(device_ns * 1e-9, received_ns * 1e-9)
+    return estimator.to_local(device_ns * 1e-9) or (math.nan, math.nan)
