@@ -60,7 +60,7 @@ async def test_a_bug_in_a_callback_of_the_loop_ends_the_daemon(tmp_path: Path, m
     text = f'[[source]]\ntype = "ndsi"\n[[sink]]\ntype = "lsl"\n[service]\nsocket = "{tmp_path}/control.sock"\n'
     bridge = daemon.Daemon(config.parse(text, "test"))
     with pytest.raises(ExceptionGroup) as raised:
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(20):
             await bridge.run(asyncio.Event().wait)
     assert [type(error) for error in raised.value.exceptions] == [IndexError]
     assert not (tmp_path / "control.sock").exists()
@@ -79,7 +79,7 @@ async def test_a_process_that_has_outgrown_its_limit_ends_with_a_sentence(
         service = {{socket = "{tmp_path}/control.sock", state_dir = "{tmp_path}/state", memory_limit_mb = 300}}
     """
     with pytest.raises(OutOfBounds, match=r"300 MB of memory are in use, more than service\.memory_limit_mb"):
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(20):
             await daemon.Daemon(config.parse(text, "test")).run(asyncio.Event().wait)
     assert not (tmp_path / "control.sock").exists()
 
@@ -137,7 +137,7 @@ async def test_a_sleep_of_the_computer_reaches_every_clock_once(
         for _ in range(2):
             computer.slept_ns += 30 * 10**9
             count = len(told)
-            async with asyncio.timeout(10):
+            async with asyncio.timeout(20):
                 while len(told) == count:
                     await asyncio.sleep(0.01)
 
@@ -272,7 +272,7 @@ class Run:
             await self._stop.wait()
 
         self._task = asyncio.create_task(self.bridge.run(until))
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(20):
             await started.wait()
             await self.told_of("run", len(self.bridge.sources))
         return self
@@ -283,14 +283,14 @@ class Run:
 
     async def __aexit__(self, *_: object) -> None:
         self._stop.set()
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(20):
             await self._task
         await asyncio.get_running_loop().shutdown_default_executor()
 
     async def reload(self, text: str) -> str:
         self.write(text)
         self.told.clear()
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(20):
             return await self.bridge.reload()
 
     @property
@@ -383,7 +383,7 @@ async def test_a_sink_that_cannot_be_opened_is_a_problem_and_no_success_and_trie
 
 
 async def test_reloads_that_are_asked_for_at_once_are_answered_all_and_the_last_file_is_in_effect(run: Run) -> None:
-    async with run, asyncio.timeout(10):
+    async with run, asyncio.timeout(20):
         run.write(PHONES + LSL)
         first = asyncio.create_task(run.bridge.reload())
         await asyncio.sleep(0)  # it has been asked for
@@ -397,7 +397,7 @@ async def test_reloads_that_are_asked_for_at_once_are_answered_all_and_the_last_
 
 
 async def test_who_asks_for_a_reload_and_goes_away_hurts_nobody(run: Run) -> None:
-    async with run, asyncio.timeout(10):
+    async with run, asyncio.timeout(20):
         run.write(CORE + LSL)
         asked = asyncio.create_task(run.bridge.reload())
         await asyncio.sleep(0)
@@ -422,7 +422,7 @@ async def test_a_sink_serves_once_and_is_told_every_configuration_and_every_seco
 ) -> None:
     monkeypatch.setattr(daemon, "TICK_S", 0.01)
     run.write(PHONES + LSL + ROS)
-    async with run, asyncio.timeout(10):
+    async with run, asyncio.timeout(20):
         lsl, ros = run.sinks
         assert lsl.configs == ros.configs == [run.bridge.config]
         assert await run.reload(PHONES + LSL + ROS + "queue_size = 50\n") == "changed sink ros2"
@@ -443,7 +443,7 @@ async def test_a_sink_serves_once_and_is_told_every_configuration_and_every_seco
 
 
 async def test_what_is_set_counts_above_the_file_until_the_end(run: Run) -> None:
-    async with run, asyncio.timeout(10):
+    async with run, asyncio.timeout(20):
         answer = await run.bridge.control.request("set", {"settings": {"clock.hold_s": 1.5, "clock.unlocked": "drop"}})
         assert answer == {"changes": "changed [clock]"}
         assert run.bridge.config.clock.hold_s == 1.5
@@ -468,7 +468,7 @@ async def test_what_is_set_counts_above_the_file_until_the_end(run: Run) -> None
     ],
 )
 async def test_what_cannot_be_set_is_refused_and_nothing_changes(run: Run, settings: Any, words: str) -> None:
-    async with run, asyncio.timeout(10):
+    async with run, asyncio.timeout(20):
         before = run.bridge.config
         with pytest.raises(BridgeError, match=words):
             await run.bridge.control.request("set", {"settings": settings})
@@ -477,7 +477,7 @@ async def test_what_cannot_be_set_is_refused_and_nothing_changes(run: Run, setti
 
 
 async def test_a_setting_that_was_refused_is_no_lasting_problem_of_the_configuration(run: Run) -> None:
-    async with run, asyncio.timeout(10):
+    async with run, asyncio.timeout(20):
         with pytest.raises(BridgeError):
             await run.bridge.control.request("set", {"settings": {"logging.level": "loud"}})
         assert run.status["config"]["refused"] is None
@@ -487,7 +487,7 @@ async def test_a_setting_that_was_refused_is_no_lasting_problem_of_the_configura
 async def test_of_two_settings_at_once_the_bad_one_is_refused_and_leaves_the_good_one_as_it_was_answered(
     run: Run,
 ) -> None:
-    async with run, asyncio.timeout(10):
+    async with run, asyncio.timeout(20):
         settings: list[dict[str, Any]] = [{"clock.hold_s": 1.5}, {"logging.level": "loud"}]
         good, bad = await asyncio.gather(
             *(run.bridge.control.request("set", {"settings": each}) for each in settings), return_exceptions=True

@@ -57,7 +57,8 @@ class EchoFloors:
         self.requests_scatter.learn(self.requests.newest(), era)
         half_ns = max((highest_ns - lowest_ns) / 2, LEAST_NS)
         self._lead = half_ns < self._arrivals.ns
-        self._arrivals.path_ns = min(half_ns, self._arrivals.path_ns or half_ns)
+        fastest_ns = min(high - low for _, low, high in block) / 2
+        self._arrivals.path_ns = min(fastest_ns, self._arrivals.path_ns or fastest_ns)
         least_ns = max(HALF_LEAST * half_ns, COARSE_STAMPS * quantum_ns)
         guessed = self.replies_scatter.guessed
         if guessed:

@@ -22,7 +22,7 @@ class Scatter:
     def __init__(self) -> None:
         self.ns = FIRST_NS
         self.least_ns = 0.0  # never smaller, whatever is seen
-        self.path_ns = 0.0  # half of what the best round trips leave open, once there are some
+        self.path_ns = 0.0  # half of the fastest round trip, once there are some
         self._learned_ns = FIRST_NS
         self._seen = 0
         self._largest_ns = 0.0  # of the first few

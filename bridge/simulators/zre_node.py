@@ -26,7 +26,7 @@ from bridge.simulators.zre_beacon import BEACON, Beacon
 
 _log = logging.getLogger(__name__)
 
-REPLY_TIMEOUT_MS = 2000
+REPLY_TIMEOUT_MS = 10_000
 RECEIVED_STAMP = struct.Struct("<q")  # the frame after a WHISPER's or SHOUT's content: CLOCK_MONOTONIC of its reception
 
 _FLUSH_TIMEOUT_S = 0.25

@@ -145,7 +145,7 @@ class ZrePeer:
         self._beacon.silence(self.identity, False)
 
     def stop(self, *, goodbye: bool = True) -> bool:
-        """Say goodbye, or vanish, and end the node within a few seconds. False: its thread did not end and is left."""
+        """Say goodbye, or vanish, and end the node within some seconds. False: its thread did not end and is left."""
         self._settings.goodbye = goodbye
         self._settings.awake.set()
         try:

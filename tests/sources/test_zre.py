@@ -250,7 +250,7 @@ def plain(node: Node) -> Iterator[LoopbackPyre]:
     made.start()
     yield made
     made.stop()
-    made.actor.thread.join(5)
+    made.actor.thread.join(20)
     made.inbox.close(0)
     made._ctx.destroy(0)
 
@@ -494,7 +494,7 @@ async def test_errors_of_the_network_do_not_end_the_beacon(
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
         listener.bind((BROADCAST, node.beacon_port))
-        listener.settimeout(5)
+        listener.settimeout(20)
         frame = listener.recv(100)
     assert len(frame) == 22
     assert frame.startswith(b"ZRE\x01")
@@ -843,7 +843,7 @@ async def test_stopping_says_goodbye() -> None:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
         listener.bind((BROADCAST, port))
-        listener.settimeout(5)
+        listener.settimeout(20)
         node = Node(port)
         first = listener.recv(100)
         _quick_stop(node)

@@ -49,12 +49,13 @@ class Log:
         with np.load(path) as kept:
             pings, samples = ([tuple(map(int, row)) for row in kept[name]] for name in ("pings", "samples"))
         log = cls(pings[0][3], pings, samples, pings_sent=len(pings))
-        came = [(ping[2], ping) for ping in pings] + [(sample[2], sample) for sample in samples]
-        for received_ns, message in sorted(came, key=lambda each: each[0]):
-            if len(message) == len(pings[0]):
-                estimator.add_ping(message[3] * 1e-9, message[0] * 1e-9, received_ns * 1e-9)
-            else:
-                log.answers.append(_answer(estimator, message[0], received_ns))
+        waiting = iter(pings)
+        ping = next(waiting, None)
+        for device_ns, _, received_ns in samples:
+            while ping is not None and ping[2] <= received_ns:
+                estimator.add_ping(ping[3] * 1e-9, ping[0] * 1e-9, ping[2] * 1e-9)
+                ping = next(waiting, None)
+            log.answers.append(_answer(estimator, device_ns, received_ns))
         return log
 
 
