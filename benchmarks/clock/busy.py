@@ -5,6 +5,9 @@
 A device with 30 ppm, samples at 120 Hz that arrive in order, each way 0.15 ms and an exponential jitter. Between some
 quiet seconds and at least eight more the computer runs only a small part of the time, and takes what has waited when it
 does. How large the errors are, from when it begins, and how often they are within the bound; beside a quiet computer.
+
+Then a computer that always runs but is slow now and then: ways of 10 to 40 us that from second to second become longer
+by up to 40 us and shorter again, from the start on.
 """
 
 from __future__ import annotations
@@ -25,6 +28,12 @@ QUIET_S = (4.0, 8.0)  # before it, and the longer after it
 EACH_NS = 2 * US  # what a message costs the computer
 JITTERS_US = (50, 300, 1500)
 SEEDS = 20
+REQUEST, REPLY, SAMPLE = range(3)
+LEAST_US = (10, 14, 40)  # ways of a computer that is slow now and then
+LONGER_US = (0, 0, 10, 40)  # they are by one of these, and on the way from one to the next
+SLOW_JITTERS_US = (5, 20, 50)
+SLOW_FOR_S = (10, 60)
+SETTLE_S = 5
 
 
 @dataclass(frozen=True)
@@ -63,7 +72,7 @@ class Scene:
     def device_ns(self, true_ns: int) -> int:
         return AHEAD_NS + true_ns + round(true_ns * DRIFT)
 
-    def _way_ns(self) -> int:
+    def _way_ns(self, at_ns: int, way: int) -> int:
         return 150 * US + round(self._random.expovariate(1 / self._jitter_ns))
 
     def _runs_at(self, from_ns: int) -> int:
@@ -73,15 +82,15 @@ class Scene:
         return from_ns + max(0, self._period_ns - self._on_ns - (from_ns - self.begins_ns) % self._period_ns)
 
     def _ask(self) -> None:
-        stamped_ns = self.now_ns + self._way_ns()
+        stamped_ns = self.now_ns + self._way_ns(self.now_ns, REQUEST)
         trip = RoundTrip(self.now_ns, self.device_ns(stamped_ns), 0)
-        heapq.heappush(self._waiting, (stamped_ns + self._way_ns(), stamped_ns, trip))
+        heapq.heappush(self._waiting, (stamped_ns + self._way_ns(stamped_ns, REPLY), stamped_ns, trip))
 
     def play(self) -> None:
         plan = self.clock.plan
         arrives_ns, true_ns = 0, 0
         while true_ns < self._ends_ns + QUIET_S[1] * S:
-            arrives_ns = max(arrives_ns, true_ns + self._way_ns())  # in order
+            arrives_ns = max(arrives_ns, true_ns + self._way_ns(true_ns, SAMPLE))  # in order
             heapq.heappush(self._waiting, (arrives_ns, true_ns, None))
             true_ns += S // SAMPLE_HZ
         answered = True
@@ -109,6 +118,30 @@ class Scene:
             self.errors.append((true_ns / S, (mapped.host_ns - true_ns) / MS, mapped.bound_ns / MS))
 
 
+class SlowScene(Scene):
+    """A computer that always runs, ``for_s`` long, whose ways become longer and shorter."""
+
+    def __init__(self, seed: int, for_s: int, jitter_us: int) -> None:
+        super().__init__(seed, Busy(1000, 1000, 0), jitter_us)
+        self._ends_ns = self.begins_ns = round((for_s - QUIET_S[1]) * S)
+        self._shares = (self._random.random(), self._random.random(), 1.0)
+        self._at_s, self._longer_us = [0.0], [float(self._random.choice(LONGER_US))]
+        while self._at_s[-1] < for_s:
+            self._at_s.append(self._at_s[-1] + self._random.uniform(1, 6) * max(1, for_s / 20))
+            self._longer_us.append(float(self._random.choice(LONGER_US)))
+
+    def _way_ns(self, at_ns: int, way: int) -> int:
+        longer_us = self._shares[way] * float(np.interp(at_ns / S, self._at_s, self._longer_us))
+        return round((LEAST_US[way] + longer_us) * US + self._random.expovariate(1 / self._jitter_ns))
+
+
+def _row(name: str, jitter_us: int, errors: list[tuple[float, float, float]], epochs: int) -> None:
+    _, off, bound = np.abs(np.array(errors)).T
+    figures = [*np.percentile(off, [50, 95, 100]), np.median(bound)]
+    columns = " ".join(f"{each:7.3f}" for each in figures)
+    print(f"{name:<10} {jitter_us:>9} {columns} {100 * np.mean(off <= bound):8.3f} {epochs:>6}", flush=True)
+
+
 def main() -> None:
     print(f"{SEEDS} seeds each; errors and bounds in ms\n")
     print(
@@ -122,10 +155,16 @@ def main() -> None:
                 scene.play()
                 errors += [each for each in scene.errors if each[0] * S >= scene.begins_ns]
                 epochs += scene.clock.epoch
-            _, off, bound = np.abs(np.array(errors)).T
-            figures = [*np.percentile(off, [50, 95, 100]), np.median(bound)]
-            columns = " ".join(f"{each:7.3f}" for each in figures)
-            print(f"{name:<10} {jitter_us:>9} {columns} {100 * np.mean(off <= bound):8.3f} {epochs:>6}", flush=True)
+            _row(name, jitter_us, errors, epochs)
+    for for_s in SLOW_FOR_S:
+        for jitter_us in SLOW_JITTERS_US:
+            errors, epochs = [], 0
+            for seed in range(SEEDS):
+                scene = SlowScene(seed, for_s, jitter_us)
+                scene.play()
+                errors += [each for each in scene.errors if each[0] >= SETTLE_S]
+                epochs += scene.clock.epoch
+            _row(f"slow {for_s} s", jitter_us, errors, epochs)
 
 
 if __name__ == "__main__":

@@ -10,6 +10,7 @@ FIRST_NS = 1_000_000.0  # before anything has been seen
 LEAST_NS = 300.0  # no host stamps any better
 BUSY_NS = 30_000.0  # what a busy computer makes of a floor from second to second, on a path that is not shorter
 FEW = 6  # points seen: some of so few are in line by chance, so the largest of them counts
+STEADY = 12  # points seen that, when in line, show that a floor wanders by no more than its path is long
 AT_MOST = 4.0  # of the scatter so far: what a single point adds at most
 SLOWEST = 0.04  # a point's share of the mean, however many have been seen
 MEAN_TO_DEVIATION = 0.8  # of a normal variable's size
@@ -55,5 +56,5 @@ class Scatter:
             share = max(SLOWEST, 1 / self._seen)
             scatter_ns += share * (min(off_ns, AT_MOST * scatter_ns) / MEAN_TO_DEVIATION - scatter_ns)
         self._learned_ns = max(LEAST_NS, self.least_ns, float(scatter_ns))
-        # That few points are in line does not show that the floor does not wander.
-        self.ns = max(self._learned_ns, min(self.path_ns, BUSY_NS) * float(np.sqrt(FEW / self._seen)))
+        # Few points may be in line by chance, and while the floor wanders evenly.
+        self.ns = max(self._learned_ns, min(self.path_ns, BUSY_NS) * float(np.sqrt(STEADY / self._seen)))

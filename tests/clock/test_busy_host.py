@@ -7,7 +7,7 @@ from statistics import median
 
 import pytest
 
-from benchmarks.clock.busy import BUSY, JITTERS_US, MS, SAMPLE_HZ, Scene
+from benchmarks.clock.busy import BUSY, JITTERS_US, MS, SAMPLE_HZ, SETTLE_S, SLOW_JITTERS_US, Scene, SlowScene
 from benchmarks.clock.live.__main__ import bridge
 from benchmarks.clock.live.figures import figures
 from benchmarks.clock.live.host import Log
@@ -35,6 +35,17 @@ def test_a_step_after_a_busy_moment_shows_as_fast_as_ever() -> None:
         scene.clock.arrival(scene.device_ns(true_ns) - 200 * MS, true_ns + MS, scene.track)
     assert scene.clock.epoch == 1
     assert scene.clock.step_ns == pytest.approx(-200 * MS, abs=2 * MS)
+
+
+@pytest.mark.parametrize("jitter_us", SLOW_JITTERS_US)
+def test_ways_that_become_longer_and_shorter_do_not_bend_a_young_clock(jitter_us: int) -> None:
+    for seed in range(8):
+        scene = SlowScene(seed, 10, jitter_us)
+        scene.play()
+        errors = [each for each in scene.errors if each[0] > SETTLE_S]
+        assert len(errors) > 500
+        assert [each for each in errors if abs(each[1]) > each[2]] == []
+        assert median(bound for _, _, bound in errors) < 0.2, "and it is worth something"
 
 
 @pytest.mark.parametrize("path", RUNS, ids=lambda path: path.stem)
