@@ -40,7 +40,7 @@ os.environ["STATE_DIRECTORY"] = _DIRECTORY.name
 # A shell makes what it runs in the background ignore SIGINT, and its children after it; tests send it to theirs.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
-THREADS_END_S = 3.0
+THREADS_END_S = 10.0
 
 
 def pytest_sessionfinish() -> None:

@@ -13,7 +13,9 @@ by up to 40 us and shorter again, from the start on.
 from __future__ import annotations
 
 import heapq
+from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import product
 from random import Random
 
 import numpy as np
@@ -33,7 +35,7 @@ LEAST_US = (10, 14, 40)  # ways of a computer that is slow now and then
 LONGER_US = (0, 0, 10, 40)  # they are by one of these, and on the way from one to the next
 SLOW_JITTERS_US = (5, 20, 50)
 SLOW_FOR_S = (10, 60)
-SETTLE_S = 5
+SETTLE_S = 5.0
 
 
 @dataclass(frozen=True)
@@ -63,6 +65,7 @@ class Scene:
         self._period_ns, self._on_ns, self._jitter_ns = busy.period_ms * MS, busy.on_ms * MS, jitter_us * US
         self.begins_ns = round(self._random.uniform(*QUIET_S) * S)
         self._ends_ns = self.begins_ns + busy.busy_s * S
+        self.judged_from_s = self.begins_ns / S
         self.clock = Clock()
         self.errors: list[tuple[float, float, float]] = []
         self.track = Track()
@@ -124,6 +127,7 @@ class SlowScene(Scene):
     def __init__(self, seed: int, for_s: int, jitter_us: int) -> None:
         super().__init__(seed, Busy(1000, 1000, 0), jitter_us)
         self._ends_ns = self.begins_ns = round((for_s - QUIET_S[1]) * S)
+        self.judged_from_s = SETTLE_S
         self._shares = (self._random.random(), self._random.random(), 1.0)
         self._at_s, self._longer_us = [0.0], [float(self._random.choice(LONGER_US))]
         while self._at_s[-1] < for_s:
@@ -135,7 +139,14 @@ class SlowScene(Scene):
         return round((LEAST_US[way] + longer_us) * US + self._random.expovariate(1 / self._jitter_ns))
 
 
-def _row(name: str, jitter_us: int, errors: list[tuple[float, float, float]], epochs: int) -> None:
+def _row(name: str, jitter_us: int, make: Callable[[int], Scene]) -> None:
+    """Plays the scene of each seed and prints what came out."""
+    errors, epochs = [], 0
+    for seed in range(SEEDS):
+        scene = make(seed)
+        scene.play()
+        errors += [each for each in scene.errors if each[0] >= scene.judged_from_s]
+        epochs += scene.clock.epoch
     _, off, bound = np.abs(np.array(errors)).T
     figures = [*np.percentile(off, [50, 95, 100]), np.median(bound)]
     columns = " ".join(f"{each:7.3f}" for each in figures)
@@ -147,24 +158,10 @@ def main() -> None:
     print(
         f"{'computer':<10} {'jitter us':>9} {'p50':>7} {'p95':>7} {'max':>7} {'bound':>7} {'held %':>8} {'epochs':>6}"
     )
-    for name, busy in BUSY.items():
-        for jitter_us in JITTERS_US:
-            errors, epochs = [], 0
-            for seed in range(SEEDS):
-                scene = Scene(seed, busy, jitter_us)
-                scene.play()
-                errors += [each for each in scene.errors if each[0] * S >= scene.begins_ns]
-                epochs += scene.clock.epoch
-            _row(name, jitter_us, errors, epochs)
-    for for_s in SLOW_FOR_S:
-        for jitter_us in SLOW_JITTERS_US:
-            errors, epochs = [], 0
-            for seed in range(SEEDS):
-                scene = SlowScene(seed, for_s, jitter_us)
-                scene.play()
-                errors += [each for each in scene.errors if each[0] >= SETTLE_S]
-                epochs += scene.clock.epoch
-            _row(f"slow {for_s} s", jitter_us, errors, epochs)
+    for (name, busy), jitter_us in product(BUSY.items(), JITTERS_US):
+        _row(name, jitter_us, lambda seed, busy=busy, jitter_us=jitter_us: Scene(seed, busy, jitter_us))
+    for for_s, jitter_us in product(SLOW_FOR_S, SLOW_JITTERS_US):
+        _row(f"slow {for_s} s", jitter_us, lambda seed, for_s=for_s, us=jitter_us: SlowScene(seed, for_s, us))
 
 
 if __name__ == "__main__":
