@@ -192,14 +192,16 @@ class Control:
         }
 
     def _problems(self, devices: list[dict[str, Any]], now_s: float) -> list[str]:
-        problems = [problem for device in devices for problem in device_problems(device)]
+        """The one that somebody has just made and can mend comes first: the line for systemd has room for one."""
+        problems: list[str] = []
+        if self._owner.refused is not None:
+            first = " ".join(line.strip() for line in self._owner.refused.splitlines()[:2])
+            problems.append(f"the configuration was refused, the one of before goes on: {first}")
+        problems += [problem for device in devices for problem in device_problems(device)]
         late_s = self._owner.lag.worst_since_s(now_s, 60.0)
         if late_s > LATE_S:
             problems.append(f"this computer is too busy: the bridge was {late_s:.1f} s late in the last minute")
         problems += self._owner.problems()
-        if self._owner.refused is not None:
-            first = " ".join(line.strip() for line in self._owner.refused.splitlines()[:2])
-            problems.append(f"the configuration was refused, the one of before goes on: {first}")
         return problems
 
     def summary(self) -> str:

@@ -236,7 +236,7 @@ def test_a_flood_is_said_also_of_a_stream_whose_rate_is_not_known() -> None:
     assert problems(bench) == ["phone: event sends too much; what is beyond the limit is dropped"]
 
 
-def test_what_is_wrong_with_the_daemon_comes_after_what_is_wrong_with_devices() -> None:
+def test_what_somebody_has_just_done_comes_first_and_what_is_wrong_with_the_daemon_last() -> None:
     bench = there()
     bench.pipeline.device(OTHER)
     owner, control = controlled(bench)
@@ -244,11 +244,14 @@ def test_what_is_wrong_with_the_daemon_comes_after_what_is_wrong_with_devices() 
     owner.refused = "x.toml: 2 faults\n  clock.hold_s: a\n  clock.unlocked: b"
     owner.lag.note(bench.now_ns / 1e9, LATE_S + 0.11)
     assert control.status()["problems"] == [
+        "the configuration was refused, the one of before goes on: x.toml: 2 faults clock.hold_s: a",
         "other: not there",
         "this computer is too busy: the bridge was 0.6 s late in the last minute",
         "the disk is full",
-        "the configuration was refused, the one of before goes on: x.toml: 2 faults clock.hold_s: a",
     ]
+    assert control.summary().endswith(
+        ". the configuration was refused, the one of before goes on: x.toml: 2 faults clock.hold_s: a, and 3 more"
+    )
     bench.now_ns += 62 * S
     assert not [words for words in control.status()["problems"] if "busy" in words]
 
@@ -285,7 +288,9 @@ def test_the_line_stays_a_line_whatever_is_refused_and_however_many_devices_ther
         bench.pipeline.device(DeviceDescriptor(f"d{number}", "companion", f"p{number}")).connected = True
     summary = control.summary()
     assert "\n" not in summary
-    assert summary.startswith("31 of 31 devices there (phone, d0, d1, d2, ...), 1 clocks locked, to lsl. d0: its clock")
+    assert summary.startswith(
+        "31 of 31 devices there (phone, d0, d1, d2, ...), 1 clocks locked, to lsl. the configuration was"
+    )
     assert len(summary) < 300
 
 

@@ -23,6 +23,7 @@ READY_S = 30.0
 STOP_S = 10.0
 RECORDER_STOP_S = 30.0  # LabRecorder waits for its clock offset thread, up to 5 s, and for its files
 STREAMS_S = 20.0
+FAST_DDS = "\x1b[37;1m"  # how each line of its log begins
 TRACE = re.compile(r"traceback|exception|\berror\b|\bwarning\b|\bcritical\b", re.IGNORECASE)
 
 
@@ -51,15 +52,17 @@ class Process:
         self._pending = bytearray()
 
     def line(self, timeout_s: float = READY_S) -> str:
-        """The next line of standard output."""
+        """The next line of standard output that is not Fast DDS' own, which has its log there."""
         deadline = time.monotonic() + timeout_s
-        while (end := self._pending.find(b"\n")) < 0:
-            assert self._read(deadline - time.monotonic()), (
-                f"no line in {timeout_s} s, exit status {self.popen.poll()}; log: {self.errors()}"
-            )
-        line = self._pending[: end + 1].decode()
-        del self._pending[: end + 1]
-        return line
+        while True:
+            while (end := self._pending.find(b"\n")) < 0:
+                assert self._read(deadline - time.monotonic()), (
+                    f"no line in {timeout_s} s, exit status {self.popen.poll()}; log: {self.errors()}"
+                )
+            line = self._pending[: end + 1].decode()
+            del self._pending[: end + 1]
+            if not line.startswith(FAST_DDS):
+                return line
 
     def until(self, text: str, times: int, timeout_s: float = READY_S) -> str:
         """What it says on standard output up to where this text has come so many times, in whatever lines."""
