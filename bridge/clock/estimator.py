@@ -421,11 +421,14 @@ class Clock:
             return None
         return int(expected.bound_ns + expected.beyond_ns(output.to_device(host_ns), host_ns)) + 1
 
+    def _note_bound(self, host_ns: int) -> None:
+        self._widest_ns = max(self._widest_ns, self._bound_at_ns(host_ns) or 0)
+
     def _refit(self, now_ns: int) -> None:
         origin = self._origin
         if origin is None:  # a reset on the way here
             return
-        self._widest_ns = max(self._widest_ns, self._bound_at_ns(now_ns) or 0)
+        self._note_bound(now_ns)
         self._fitted_ns = now_ns
         x_s = origin.x_s(now_ns - origin.base_ns) if self._expected is None else self._expected.x_s(now_ns)
         estimate = self._model.estimate(x_s, often_corrupt=self._suspects.often)
@@ -436,3 +439,4 @@ class Clock:
             return
         self._expected = Expectation(estimate, origin, self._model)
         self._epochs.follow(self._expected, now_ns)
+        self._note_bound(now_ns)  # what is handed out is farthest from the estimate now

@@ -48,6 +48,37 @@ def test_ways_that_become_longer_and_shorter_do_not_bend_a_young_clock(jitter_us
         assert median(bound for _, _, bound in errors) < 0.2, "and it is worth something"
 
 
+class Told(Scene):
+    """Tells the widest bound now and then, as rows of `Sync` do. ``missed_ns``: by how much the wider of the rows
+    before and after a sample said too little."""
+
+    def play(self) -> None:
+        self.missed_ns = [0]
+        self._bounds_ns: list[int] = []
+        self._told_ns, self._row_ns = 0, 0
+        super().play()
+
+    def _sample(self, true_ns: int) -> None:
+        super()._sample(true_ns)
+        mapped = self.clock.map(self.device_ns(true_ns))
+        if mapped is not None:
+            self._bounds_ns.append(mapped.bound_ns)
+        if self.now_ns - self._told_ns > 250 * MS and self._bounds_ns:
+            told_ns = self.clock.widest_bound_ns(self.now_ns)
+            assert told_ns is not None
+            self.missed_ns += [bound_ns - max(told_ns, self._row_ns) for bound_ns in self._bounds_ns]
+            self.clock.told()
+            self._bounds_ns, self._told_ns, self._row_ns = [], self.now_ns, told_ns
+
+
+@pytest.mark.parametrize("jitter_us", JITTERS_US)
+def test_the_widest_bound_that_is_told_is_that_of_any_sample(jitter_us: int) -> None:
+    for seed in range(8):
+        scene = Told(seed, BUSY["quiet"], jitter_us)
+        scene.play()
+        assert max(scene.missed_ns) < 2_000, "for the age of a stamp when it comes"
+
+
 @pytest.mark.parametrize("path", RUNS, ids=lambda path: path.stem)
 def test_ways_that_change_before_they_are_known_do_not_bend_a_clock(path: Path) -> None:
     """Ten seconds of `benchmarks.clock.live --keep` among processes that computed all the time or in turns: in the
