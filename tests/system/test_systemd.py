@@ -212,10 +212,10 @@ def test_it_is_ready_when_its_sinks_are_open_and_says_how_it_is(service: Machine
     assert service.show("pupil-bridge", "ActiveState") == "active"
     wait_locked(service)
     text = wait_until(
-        lambda: (said := service.show("pupil-bridge", "StatusText")).startswith("4 of 4 devices") and said,
+        lambda: "4 clocks locked" in (said := service.show("pupil-bridge", "StatusText")) and said,
         "the line of status",
     )
-    assert "4 clocks locked" in text
+    assert text.startswith("4 of 4 devices")
     assert f'Status: "{text}"' in service.run("systemctl", "status", "--no-pager", "pupil-bridge").stdout
 
 
